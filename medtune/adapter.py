@@ -1,0 +1,76 @@
+"""conf/lora -> the base with a LoRA adapter; save it so that it says what it needs, and prove that it loads again.
+
+The only module that knows PEFT.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from medtune.config import Lora, Refusal
+
+
+def attach(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+    """Attach a fresh adapter in float32, the only part that trains.
+
+    The seed is set right before, so that a member of a sweep starts from the same weights as the same run alone,
+    whatever ran before it. Raises `Refusal` when the base has none of `lora.target_modules`.
+    """
+    modules = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
+    missing = [name for name in lora.target_modules if name not in modules]
+    if missing:
+        raise Refusal(f"lora.target_modules: {base.name_or_path} has no {', '.join(missing)}")
+    config = LoraConfig(task_type="CAUSAL_LM", **asdict(lora))
+    set_seed(seed)
+    return get_peft_model(base, config)
+
+
+def to_float32(model: PeftModel) -> None:
+    """Hold the adapter in float32: TRL casts the adapter of a 4-bit base to bfloat16, where small updates are lost."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def trainable_parameters(model: PeftModel) -> tuple[int, int]:
+    """(parameters that train, all parameters), counting a quantized weight as what it stands for."""
+    trained, total = model.get_nb_trainable_parameters()
+    return trained, total
+
+
+def save(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write adapter and tokenizer, chat template included; the base is named by its hub id.
+
+    Raises `Refusal` if a weight is not finite: such an adapter answers nothing.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise Refusal(f"the adapter is damaged: {name} is not finite; nothing was saved")
+    # save_embedding_layers: the default asks the hub whether the vocabulary was resized.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    tokenizer.save_pretrained(folder)
+
+
+def verify(model: PeftModel, folder: Path, input_ids: list[int]) -> None:
+    """Load the saved adapter beside the trained one and compare what they say to the bit.
+
+    `input_ids`: the tokens of one row. Raises `Refusal` when the logits differ.
+    """
+    row = torch.tensor([input_ids], device=model.device)
+    trained = model.active_adapter
+    mode = model.training
+    model.eval()
+    with torch.no_grad():
+        in_memory = model(input_ids=row, use_cache=False).logits
+        model.load_adapter(str(folder), adapter_name="reloaded", autocast_adapter_dtype=True)
+        model.set_adapter("reloaded")
+        reloaded = model(input_ids=row, use_cache=False).logits
+    model.set_adapter(trained)
+    model.delete_adapter("reloaded")
+    model.train(mode)
+    if not torch.equal(in_memory, reloaded):
+        difference = (in_memory - reloaded).abs().max().item()
+        raise Refusal(f"{folder} does not load as it was trained: logits differ by up to {difference:.3g}")

@@ -1,0 +1,168 @@
+"""What the user types becomes a composed configuration, and every mistake in it one line in the user's words.
+
+The only module besides `config.py` and the launcher that knows Hydra.
+"""
+
+import difflib
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from medtune.config import Refusal, Run, did_you_mean, keys, problem_with
+from medtune.result import Failure
+
+PACKAGE = Path(__file__).parent
+# In a wheel the YAML files are inside the package, in a checkout beside it.
+HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+CONF, EXPERIMENTS = HOME / "conf", HOME / "experiments"
+
+
+def command(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run `task` on the configuration that the command line asks for; ends the process.
+
+    Exit status: 0 done, 1 a run failed, 2 refused before anything ran, 130 interrupted.
+    """
+    # A plain list: argparse takes `-m` only before the first or after the last override.
+    flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
+    sys.argv[1:] = flags[:1] + [word for word in sys.argv[1:] if word not in flags]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
+    signal.signal(signal.SIGTERM, interrupt)  # a scheduler's stop is an interruption like Ctrl-C
+    try:
+        register()
+        problems = list(problems_typed(get_args_parser().parse_args().overrides))
+        if problems:
+            raise Refusal(*problems)
+        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(task)()
+    except Refusal as refusal:
+        leave(2, *refusal.lines)
+    except HydraException as error:
+        leave(2, in_the_users_words(error))
+    except KeyboardInterrupt:
+        leave(130, "interrupted; what was saved stays")
+    except Failure as failure:
+        leave(1, *str(failure).splitlines())
+    except OSError as error:
+        # Hydra makes the result folder before the run can check it.
+        leave(2, f"{error.filename}: {error.strerror}: choose another folder with hydra.run.dir or hydra.sweep.dir")
+
+
+def leave(status: int, *lines: str) -> NoReturn:
+    """End the process with one line for each thing that is wrong."""
+    for line in lines:
+        print(f"medtune: {line}", file=sys.stderr)
+    logging.shutdown()
+    sys.exit(status)
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """Signal handler: raise KeyboardInterrupt."""
+    raise KeyboardInterrupt
+
+
+def register() -> None:
+    """Tell Hydra the schema and the experiments."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=Run)
+    for path in sorted(EXPERIMENTS.glob("*.yaml")):
+        try:
+            node = OmegaConf.load(path)
+        except Exception as error:  # the parser's own exception types are not OmegaConf's
+            raise Refusal(f"experiments/{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+        store.store(group="experiment", name=path.stem, package="_global_", node=node)
+
+
+def options(group: str) -> list[str]:
+    """The choices of a group of `conf/`, or the experiments."""
+    folder = EXPERIMENTS if group == "experiment" else CONF / group
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """The groups of `conf/`, and `experiment`."""
+    return ["experiment", *sorted(path.name for path in CONF.iterdir() if path.is_dir())]
+
+
+def problems_typed(words: list[str]) -> Iterator[str]:
+    """One line for each override that cannot be right, before Hydra composes anything."""
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            name, equals, value = word.partition("=")
+            hint = f"""quote the value twice, as '{name}="{value}"'""" if equals else f"did you mean {word}=…?"
+            yield f"{word}: not of the form key=value; {hint}"
+            continue
+        name = override.key_or_group
+        if name.startswith("hydra") or override.is_delete():
+            continue
+        if name in groups():
+            yield from unknown_options(override)
+        elif name not in keys():
+            near = difflib.get_close_matches(name, groups(), n=1)
+            yield f"{name}: did you mean {near[0]}?" if near and "." not in name else did_you_mean(name)
+        else:
+            for value in values_of(override):
+                problem = problem_with(name, value)
+                if problem:
+                    yield problem
+
+
+def unknown_options(override: Override) -> Iterator[str]:
+    """One line for each choice that a group does not have."""
+    group, known = override.key_or_group, options(override.key_or_group)
+    for choice in values_of(override):
+        if isinstance(choice, str) and choice not in known:
+            near = difflib.get_close_matches(choice, known, n=1)
+            hint = f"did you mean {group}={near[0]}?" if near else f"there is {', '.join(known)}"
+            yield f"{group}={choice}: {hint}"
+
+
+def values_of(override: Override) -> list[Any]:
+    """The values an override gives its key: one, or several in a sweep. Interpolations are left to Hydra."""
+    if override.is_sweep_override():
+        if override.is_choice_sweep() or override.is_range_sweep():
+            return list(override.sweep_iterator())
+        return []  # glob() and interval() are resolved by the sweeper
+    value = override.value()
+    return [] if isinstance(value, str) and "${" in value else [value]
+
+
+def in_the_users_words(error: BaseException) -> str:
+    """Hydra's and OmegaConf's errors in one line that names the file and the key."""
+    text = "\n".join(str(e) for e in (error, error.__cause__, error.__context__) if e is not None)
+    if swept := re.search(r"Ambiguous value for argument '(.*)'", text):
+        return f"{swept[1]} has several values: add -m for a sweep, or brackets for a list"
+    file = re.search(r"In '(\S+?)'", text)
+    where = ""
+    if file and file[1] != "run_schema":
+        where = re.sub("^experiment/", "experiments/", file[1])
+        where += ".yaml: " if where.startswith("experiments/") else f".yaml (in {CONF.name}/): "
+    full_key = re.search(r"full_key: (\S+)", text)
+    if full_key and full_key[1] not in keys():
+        return where + did_you_mean(full_key[1])
+    if full_key:
+        value = re.search(r"Value '(.*?)'", text)
+        problem = problem_with(full_key[1], value[1] if value else "")
+        if problem:
+            return where + problem
+    if option := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
+        known = options(option[1]) if option[1] in groups() else []
+        near = difflib.get_close_matches(option[2], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+        return f"{where}{option[1]}={option[2]}: {hint}"
+    return where + " ".join(text.split())

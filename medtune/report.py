@@ -1,0 +1,143 @@
+"""What happens in training -> the tracker's events and the user's screen."""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import (
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from medtune.samples import Question, answer
+from medtune.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Evaluation:
+    """Validation loss (nats per taught token) and perplexity after `step` optimizer steps; step 0 is the base."""
+
+    step: int
+    eval_loss: float
+    perplexity: float
+
+
+class Report(TrainerCallback):
+    """Record numbers at every log and answers at every evaluation; show one bar with rate and ETA.
+
+    Where standard error is no terminal there is no bar, and a plain line per evaluation.
+    """
+
+    def __init__(
+        self, tracker: Tracker, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Question], max_new_tokens: int
+    ) -> None:
+        self.tracker, self.tokenizer, self.asked = tracker, tokenizer, asked
+        self.max_new_tokens = max_new_tokens
+        self.evaluations: list[Evaluation] = []
+        self.seconds = 0.0  # in training steps alone, evaluations left out
+        self.tokens = 0
+        self.started = time.monotonic()
+        self.step_started = 0.0
+        self.logged = (0.0, 0)  # seconds and tokens at the last log
+        self.bar: tqdm | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training rate over the whole run; padding does not count."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started = time.monotonic()
+        self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=not sys.stderr.isatty())
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.step_started = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.seconds += time.monotonic() - self.step_started
+        self.tokens = int(state.num_input_tokens_seen)
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            seconds, tokens = self.seconds - self.logged[0], self.tokens - self.logged[1]
+            self.logged = (self.seconds, self.tokens)
+            values: dict[str, float] = {
+                name: logs[name] for name in ("epoch", "loss", "grad_norm", "learning_rate") if name in logs
+            }
+            values |= {"tokens_per_second": tokens / seconds, "peak_memory_gb": peak_memory_gb()}
+            self.tracker.log(state.global_step, values)
+            if self.bar is not None:
+                self.bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=f"{tokens / seconds:.0f}")
+        elif "eval_loss" in logs:
+            evaluation = Evaluation(state.global_step, logs["eval_loss"], logs["eval_perplexity"])
+            self.evaluations.append(evaluation)
+            self.tracker.log(state.global_step, {n: v for n, v in logs.items() if n.startswith("eval_")})
+            self.say(state)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        answers = answer(kwargs["model"], self.tokenizer, self.asked, self.max_new_tokens)
+        rows = [
+            {"prompt": q.prompt, "reference": q.reference, "answer": a.text, "stop": a.stop, "tokens": a.tokens}
+            for q, a in zip(self.asked, answers, strict=True)
+        ]
+        self.tracker.log_samples(state.global_step, rows)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def say(self, state: TrainerState) -> None:
+        """One line for the latest evaluation."""
+        latest, elapsed = self.evaluations[-1], time.monotonic() - self.started
+        line = f"step {latest.step}/{state.max_steps}  eval_loss {latest.eval_loss:.4f}"
+        line += f"  perplexity {latest.perplexity:.2f}"
+        if latest.step == 0:
+            line += "  (the untuned base)"
+        else:
+            left = elapsed / latest.step * (state.max_steps - latest.step)
+            line += f"  {self.tokens_per_second:.0f} tokens/s  {left / 60:.1f} min left"
+        with logging_redirect_tqdm():
+            log.info(line)
+
+
+def best_of(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """The numbers a member is compared by: the base (step 0), and its best and last evaluation."""
+    trained = [e for e in evaluations if e.step > 0]
+    best = min(trained, key=lambda e: e.eval_loss)
+    return {"base": asdict(evaluations[0]), "best": asdict(best), "final": asdict(trained[-1])}
+
+
+def peak_memory_gb() -> float:
+    """Peak memory so far in 10^9 bytes: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

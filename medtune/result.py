@@ -1,0 +1,184 @@
+"""A run's folder explains itself: run.json says what it was and how it ended, metrics.json what came out."""
+
+import contextlib
+import json
+import logging
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from medtune.config import Refusal, Run
+
+log = logging.getLogger(__name__)
+
+PACKAGES = (
+    "medtune", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "hydra-core", "wandb",
+)  # fmt: skip
+
+
+class Failure(Exception):
+    """A run started and did not finish; its folder holds the traceback."""
+
+
+class Result:
+    """The folder of one run. `facts` is what run.json will say besides status and times."""
+
+    def __init__(self, run: Run, out: Path) -> None:
+        self.out = out
+        self.facts: dict[str, Any] = {
+            "name": run.name,
+            "status": "running",
+            "error": None,
+            "seed": run.seed,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "git_commit": git_commit(),
+            "versions": versions(),
+        }
+
+    def __enter__(self) -> "Result":
+        self.began = time.monotonic()
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            # "x": two runs in one folder would mix their results.
+            (self.out / "run.json").open("x").close()
+        except FileExistsError:
+            raise Refusal(
+                f"{self.out} already holds a run, which would be overwritten: choose another hydra.run.dir"
+            ) from None
+        except OSError as error:
+            raise Refusal(
+                f"cannot write results to {self.out} ({error.strerror}): choose another folder, as hydra.run.dir=FOLDER"
+            ) from None
+        self.write()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            return self.end("done")
+        if isinstance(error, KeyboardInterrupt):
+            self.end("interrupted", "stopped by the user or the system")
+            log.warning("interrupted; what was saved stays in %s", self.out)
+            return None
+        if isinstance(error, Refusal):
+            self.end("refused", str(error))
+            log.error("%s", error)
+            return None
+        line = f"{kind.__name__ if kind else ''}: {error}".splitlines()[0]
+        self.end("failed", line)
+        log.error("%s", line, exc_info=error)
+        raise Failure(f"{line} (traceback in {self.out / 'train.log'})") from error
+
+    def end(self, status: str, error: str | None = None) -> None:
+        self.facts |= {"status": status, "error": error, "seconds": round(time.monotonic() - self.began, 1)}
+        self.write()
+
+    def write(self) -> None:
+        """Write run.json as it stands."""
+        write_json(self.out / "run.json", self.facts)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader, or a crash, never meets half a file."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def write_jsonl(path: Path, rows: Sequence[Any]) -> None:
+    """Write dataclass instances as JSON lines."""
+    with path.open("w", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(asdict(row), ensure_ascii=False, default=str) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON values: dataclasses become dictionaries, enum members their names."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(v) for name, v in vars(value).items()}
+    if isinstance(value, dict):
+        return {name: plain(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+def comparison(members: Sequence[Path]) -> str:
+    """Base and members as a table, from the files in their folders: what was measured, and where the adapter is."""
+    rows: list[list[Any]] = []
+    for folder in members:
+        run, metrics = read_json(folder / "run.json"), read_json(folder / "metrics.json")
+        if not metrics:
+            rows.append([folder.name, None, None, None, run.get("status", "not started"), run.get("error") or ""])
+            continue
+        if not any(row[0] == "untuned base" for row in rows):
+            base = metrics["base"]
+            rows.insert(0, ["untuned base", base["eval_loss"], base["perplexity"], None, "", ""])
+        best = metrics["best"]
+        minutes = run["seconds"] / 60
+        rows.append([folder.name, best["eval_loss"], best["perplexity"], minutes, "done", shown(folder / "adapter")])
+    headers = ["member", "eval_loss", "perplexity", "minutes", "status", "adapter"]
+    return tabulate(rows, headers, floatfmt=("", ".4f", ".2f", ".1f"), missingval="-")
+
+
+def answers(members: Sequence[Path]) -> str:
+    """The first prompt, and what the base and each member's best adapter answered to it."""
+    lines: list[str] = []
+    for folder in members:
+        metrics = read_json(folder / "metrics.json")
+        if not metrics:
+            continue
+        samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+        prompt = samples[0]["prompt"]
+        asked = {row["step"]: row["answer"] for row in reversed(samples) if row["prompt"] == prompt}
+        if not lines:
+            lines = [f"Patient: {prompt}", "", f"untuned base: {asked[0]}"]
+        lines += ["", f"{folder.name}: {asked[metrics['best']['step']]}"]
+    return "\n".join(lines)
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty if there is no complete one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout medtune runs from, '+changes' if files differ from it; None for an installed wheel."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != here.parent:
+            return None
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

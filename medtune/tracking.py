@@ -1,0 +1,120 @@
+"""What happens in a run -> history.jsonl and samples.jsonl, and the same events to Weights & Biases.
+
+The only module that knows W&B. The files never depend on it, and it never stops training.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from medtune.config import Refusal, Wandb, WandbMode
+
+log = logging.getLogger(__name__)
+
+SAMPLE_COLUMNS = ("step", "prompt", "reference", "answer", "stop", "tokens")
+
+
+class Tracker:
+    """Records one run. Use as a context manager: the W&B run ends with it, as failed if an exception passes."""
+
+    def __init__(self, out: Path, wandb: Wandb, name: str, group: str, config: dict[str, Any]) -> None:
+        self.history = out / "history.jsonl"
+        self.samples = out / "samples.jsonl"
+        self.run = start(out, wandb, name, group, config)
+        self.table: Any = None
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.run is not None:
+            self.run.finish(exit_code=0 if kind is None else 1)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Record numbers of one step; keys beginning with eval_ belong to an evaluation."""
+        append(self.history, [{"step": step, **values}])
+        if self.run is not None:
+            named = {
+                f"eval/{k.removeprefix('eval_')}" if k.startswith("eval_") else f"train/{k}": v
+                for k, v in values.items()
+            }
+            self.run.log({"train/global_step": step, **named})
+
+    def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Record the answers of one evaluation; `rows` have the keys of SAMPLE_COLUMNS but step."""
+        rows = [{"step": step, **row} for row in rows]
+        append(self.samples, rows)
+        if self.run is not None:
+            import wandb
+
+            if self.table is None:
+                # A plain table can be logged once only; this one grows from evaluation to evaluation.
+                self.table = wandb.Table(columns=list(SAMPLE_COLUMNS), log_mode="INCREMENTAL")
+            for row in rows:
+                self.table.add_data(*(row[column] for column in SAMPLE_COLUMNS))
+            self.run.log({"train/global_step": step, "samples": self.table})
+
+    def summarize(self, values: dict[str, Any]) -> None:
+        """Record the numbers by which runs are compared."""
+        if self.run is not None:
+            self.run.summary.update(values)
+
+
+def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[str, Any]) -> Any:
+    """Start the W&B run of one member, or return None if disabled.
+
+    Raises `Refusal` if it should go online and there is no account.
+    """
+    if wandb_config.mode is WandbMode.disabled:
+        return None
+    import wandb
+
+    settings = wandb.Settings(
+        # Console, git remote and machine are nobody's business; a kill loses at most half a second of events.
+        console="off",
+        silent=True,
+        disable_git=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        x_transaction_log_flush_interval=0.5,
+        init_timeout=30,
+        finish_timeout=20,
+    )
+
+    def open_run(mode: Literal["online", "offline"]) -> Any:
+        return wandb.init(
+            project=wandb_config.project, entity=wandb_config.entity, dir=str(out), mode=mode, name=name, group=group,
+            config=config, settings=settings, reinit="create_new",
+        )  # fmt: skip
+
+    if wandb_config.mode is WandbMode.online:
+        require_account()
+        try:
+            run = open_run("online")
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            log.warning("W&B cannot be reached (%s): recording offline; `wandb sync` uploads it later", reason)
+            run = open_run("offline")
+    else:
+        run = open_run("offline")
+    run.define_metric("train/global_step")
+    run.define_metric("*", step_metric="train/global_step")
+    run.define_metric("eval/loss", step_metric="train/global_step", summary="min")
+    return run
+
+
+def require_account() -> None:
+    """Raises `Refusal` without W&B credentials, where W&B itself would stop and ask."""
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    if wbauth.authenticate_session(host=wandb.Settings().base_url, source="medtune", prompt=False) is None:
+        raise Refusal("wandb=online needs an account: set WANDB_API_KEY, or run `wandb login`, or use wandb=offline")
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append JSON lines."""
+    with path.open("a", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,219 @@
+"""conf/trainer -> TRL's SFTTrainer on token ids and labels, with evaluation and answers at intervals.
+
+The only module that knows TRL. `AdapterTrainer` changes what SFTTrainer does in three places, each for a reason.
+"""
+
+import math
+import sys
+import time
+import types
+from collections.abc import Iterator, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from peft import PeftModel
+from tqdm import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from medtune import adapter
+from medtune.config import Trainer
+
+
+class Diverged(Exception):
+    """The loss or a gradient is no longer a number; nothing after this step may be kept."""
+
+
+def build_trainer(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    validation: Dataset,
+    config: Trainer,
+    seed: int,
+    checkpoints: Path,
+    callbacks: Sequence[TrainerCallback],
+) -> "AdapterTrainer":
+    """Build the trainer of one run; `train` and `validation` have the columns input_ids and labels."""
+    dtype, on_gpu = model.get_base_model().dtype, torch.cuda.is_available()
+    arguments = SFTConfig(
+        output_dir=str(checkpoints),
+        seed=seed,
+        max_length=None,  # rows already fit: conversation.tokenize never cuts an answer
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optim,
+        gradient_checkpointing=config.gradient_checkpointing,
+        # Autocast runs the float32 adapter in 16 bits on a GPU. On a CPU it only costs time.
+        bf16=on_gpu and dtype is torch.bfloat16,
+        fp16=on_gpu and dtype is torch.float16,
+        use_cpu=not on_gpu,
+        eval_strategy="steps",
+        eval_steps=config.eval_steps,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=config.eval_steps,
+        save_total_limit=1,  # the newest, and the best if that is another
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # the default logs a loss of NaN as 0.0 and trains on
+        include_num_input_tokens_seen="non_padding",
+        report_to="none",  # tracking.py records, one W&B run per member
+        disable_tqdm=True,
+        dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,
+    )
+    patience = config.early_stopping_patience
+    stopping = [EarlyStoppingCallback(patience)] if patience else []
+    trainer = AdapterTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        callbacks=[*callbacks, *stopping, StopAtNonFiniteGradient()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    adapter.to_float32(model)
+    return trainer
+
+
+class AdapterTrainer(SFTTrainer):
+    """SFTTrainer with the loss on taught positions only, an exact evaluation, and checkpoints without surprises."""
+
+    model: PeftModel
+    processing_class: PreTrainedTokenizerBase
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        add_taught_loss(self.model.get_base_model())
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Mean negative log-likelihood in nats per taught token of the whole effective batch."""
+        taught = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        summed = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], taught_labels=inputs["labels"]
+        )
+        loss = summed / taught
+        # num_items_in_batch counts every process's tokens, and DDP averages the gradients over processes.
+        return loss * self.accelerator.num_processes if num_items_in_batch is not None else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass. Raises `Diverged` when the loss is not finite."""
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise Diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the learning rate")
+        return loss
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss in nats per taught token over a whole set, and perplexity, its exponential.
+
+        Every token weighs the same: the stock evaluation averages batch means, so that short answers weigh more and the
+        number depends on the batch size. No random number is drawn, so training goes on as if nothing had been asked.
+        """
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        mode, started = self.model.training, time.monotonic()
+        self.model.eval()
+        summed, taught = 0.0, 0
+        for batch in self.batches_by_length(rows):
+            with self.compute_loss_context_manager():
+                summed += self.model(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], taught_labels=batch["labels"]
+                ).item()
+            taught += int((batch["labels"][:, 1:] != -100).sum())
+        self.model.train(mode)
+        loss = summed / taught
+        metrics = {
+            f"{metric_key_prefix}_loss": loss,
+            f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0)),
+            f"{metric_key_prefix}_seconds": time.monotonic() - started,
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def batches_by_length(self, rows: Dataset) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of rows of about the same length, so that little is spent on padding."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+        size = self.args.per_device_eval_batch_size
+        bar = tqdm(range(0, len(order), size), "evaluate", leave=False, disable=not sys.stderr.isatty())
+        for start in bar:
+            chosen = [rows[i] for i in order[start : start + size]]
+            columns = [{name: row[name] for name in ("input_ids", "labels")} for row in chosen]
+            yield self._prepare_inputs(self.data_collator(columns))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The stock method asks the hub about the base, and pickles the arguments, tokens and all, beside the weights.
+        adapter.save(self.model, self.processing_class, Path(output_dir or str(self.args.output_dir)))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint is no release: no card."""
+
+
+def add_taught_loss(base: PreTrainedModel) -> None:
+    """Teach a causal model's forward `taught_labels`: it then returns their summed negative log-likelihood.
+
+    Only taught positions go through the vocabulary projection, which costs more than anything else in a step where all
+    do. It is the model's own forward, so that DDP's and autocast's hooks around it hold.
+    """
+    plain = base.forward
+
+    @wraps(type(base).forward)  # generate() looks for the arguments that a model takes
+    def forward(self: PreTrainedModel, *args: Any, taught_labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        if taught_labels is None:
+            return plain(*args, **kwargs)
+        hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state[:, :-1]
+        labels = taught_labels[:, 1:]
+        taught = labels != -100
+        logits = self.get_output_embeddings()(hidden[taught])
+        return F.cross_entropy(logits.float(), labels[taught], reduction="sum")
+
+    base.forward = types.MethodType(forward, base)
+
+
+class StopAtNonFiniteGradient(TrainerCallback):
+    """Stop before a gradient that is not finite reaches the weights."""
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.fp16:  # the gradient scaler meets infinities by design, and skips their step
+            return
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if not all(torch.isfinite(norm) for norm in torch._foreach_norm(gradients)):
+            raise Diverged(f"a gradient is not finite at step {state.global_step + 1}: lower the learning rate")

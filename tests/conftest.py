@@ -1,0 +1,152 @@
+"""A tiny random Llama, a few conversations, and runs composed exactly as the command line composes them."""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Before any library reads them: tests need no network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import hydra
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from medtune.command_line import CONF, register
+from medtune.config import Run, typed
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to reach another machine fails the test."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1"):  # type: ignore[index]
+            raise AssertionError(f"a test tried to connect to {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def conversations(count: int = 40) -> list[dict]:
+    """Short conversations in as many groups; every third has two exchanges."""
+    complaints = ["a cough", "a rash", "back pain", "a headache", "an ear ache", "itchy eyes", "a sore knee", "hiccups"]
+    rows = []
+    for i in range(count):
+        complaint = complaints[i % len(complaints)]
+        messages = [
+            {"role": "user", "content": f"I have had {complaint} for {i + 2} days. Is it serious?"},
+            {"role": "assistant", "content": f"Usually {complaint} settles. See a doctor after {i + 9} days."},
+        ]
+        if i % 3 == 0:
+            messages += [
+                {"role": "user", "content": "And if it gets worse?"},
+                {"role": "assistant", "content": f"Then come sooner, within {i % 5 + 1} days."},
+            ]
+        rows.append({"messages": messages, "topic": complaint, "group": f"case-{i}"})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 512 tokens with ChatML control tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator((m["content"] for row in conversations(200) for m in row["messages"]), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=SPECIAL[1], eos_token=SPECIAL[2], pad_token=SPECIAL[0], chat_template=CHATML
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The folder of a random Llama of two layers."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty short conversations as JSON lines."""
+    return write_jsonl(tmp_path_factory.mktemp("data") / "conversations.jsonl", conversations())
+
+
+def compose(*overrides: str) -> Run:
+    """The run that these overrides give on the command line."""
+    register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return typed(hydra.compose("train", list(overrides)))
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(tiny: Path, data_file: Path) -> list[str]:
+    """A run of six steps on the tiny model, in float32 arithmetic so that equal means equal."""
+    return [
+        "data=local",
+        f"data.path={data_file}",
+        "data.columns.group=group",
+        "model.weights=folder",
+        f"model.path={tiny}",
+        "model.hub_id=medtune/tiny-test",
+        "model.dtype=float32",
+        "model.pad_token='<pad>'",
+        "trainer.max_steps=6",
+        "trainer.eval_steps=3",
+        "trainer.per_device_train_batch_size=2",
+        "trainer.max_length=256",
+        "samples.held_out=1",
+        "samples.max_new_tokens=4",
+        "wandb=disabled",
+    ]
+
+
+@pytest.fixture
+def tiny_run(tiny_overrides: list[str]) -> Callable[..., Run]:
+    """Compose a run on the tiny model; later overrides win."""
+    return lambda *more: compose(*tiny_overrides, *more)
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Training quiets libraries for good; tests that follow should hear them again."""
+    import logging
+
+    level = logging.getLogger("bitsandbytes").level
+    yield
+    logging.captureWarnings(False)
+    logging.getLogger("bitsandbytes").setLevel(level)

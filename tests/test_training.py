@@ -1,0 +1,298 @@
+"""train(run, out) on a tiny Llama: what is learned, what is kept, and what happens when it goes wrong."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from medtune import adapter, model, trainer
+from medtune.config import Refusal, Run
+from medtune.conversation import tokenize
+from medtune.data import prepare
+from medtune.result import Failure
+from medtune.train import train
+
+Compose = Callable[..., Run]
+
+
+def history(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+
+
+def read(out: Path, name: str) -> dict:
+    return json.loads((out / name).read_text())
+
+
+def steps(out: Path, name: str) -> dict[int, float]:
+    return {row["step"]: row[name] for row in history(out) if name in row}
+
+
+def test_result_folder_explains_itself(tiny_run: Compose, tmp_path: Path) -> None:
+    run = tiny_run("trainer.learning_rate=5e-3", "lora.r=4")
+    eval_loss = train(run, tmp_path / "run")
+    out = tmp_path / "run"
+
+    facts, metrics = read(out, "run.json"), read(out, "metrics.json")
+    assert facts["status"] == "done" and facts["error"] is None and facts["seed"] == 42
+    assert facts["versions"]["torch"] == torch.__version__
+    assert len(facts["data_fingerprint"]) == len(facts["base"]["fingerprint"]) == 64
+    # q, k, v, o of two layers: r * (in + out) each
+    assert facts["trainable_parameters"] == 2 * 4 * ((64 + 64) + 2 * (64 + 32) + (64 + 64))
+
+    losses = steps(out, "eval_loss")
+    assert sorted(losses) == [0, 3, 6]
+    assert metrics["base"]["eval_loss"] == losses[0]
+    assert metrics["best"]["eval_loss"] == eval_loss == min(losses[3], losses[6]) < losses[0]
+    assert metrics["best"]["perplexity"] == pytest.approx(math.exp(eval_loss))
+    assert sorted(steps(out, "loss")) == [1, 2, 3, 4, 5, 6]
+    assert all(row["tokens_per_second"] > 0 and row["peak_memory_gb"] > 0 for row in history(out) if "loss" in row)
+
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples] == [0, 0, 3, 3, 6, 6]
+    assert samples[0]["prompt"] == "I have a fever and a sore throat. What should I do?"
+    assert samples[1]["reference"] and all(row["stop"] in ("end_of_turn", "length") for row in samples)
+
+    saved = read(out / "adapter", "adapter_config.json")
+    assert saved["base_model_name_or_path"] == "medtune/tiny-test" and (saved["r"], saved["lora_alpha"]) == (4, 8)
+    assert (out / "adapter" / "chat_template.jinja").is_file()
+    for file in (out / "adapter").iterdir():
+        assert run.model.path and run.model.path not in file.read_text(errors="ignore"), f"{file} names a local folder"
+    assert not list(out.rglob("training_args.bin")), "a pickle with every secret of TrainingArguments"
+
+
+def test_adapter_of_the_best_evaluation_is_the_one_kept(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trainer.AdapterTrainer.training_step
+
+    def ruinous(self: trainer.AdapterTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == 4:
+            with torch.no_grad():
+                for parameter in self.model.parameters():
+                    if parameter.requires_grad:
+                        parameter += 1.0
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.AdapterTrainer, "training_step", ruinous)
+    run = tiny_run()
+    eval_loss = train(run, tmp_path / "run")
+    losses = steps(tmp_path / "run", "eval_loss")
+    assert eval_loss == losses[3] < losses[6] - 0.1
+    assert loss_of_saved(run, tmp_path / "run") == pytest.approx(losses[3], rel=1e-5)
+
+
+def loss_of_saved(run: Run, out: Path) -> float:
+    """Validation loss of a saved adapter, computed by transformers' own loss, one row at a time."""
+    tokenizer = model.load_tokenizer(run.model)
+    base = model.load_base(run.model, run.quantization, tokenizer)
+    tuned = PeftModel.from_pretrained(base, str(out / "adapter")).eval()
+    rows, _ = tokenize(tokenizer, prepare(run.data).validation, run.trainer.max_length)
+    summed, taught = 0.0, 0
+    for row in rows:
+        labels = torch.tensor([row["labels"]])
+        with torch.no_grad():
+            loss = tuned(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss
+        count = int((labels != -100).sum())
+        summed, taught = summed + loss.item() * count, taught + count
+    return summed / taught
+
+
+def test_eval_loss_weighs_every_taught_token_alike(tiny_run: Compose, tmp_path: Path) -> None:
+    losses = []
+    for size in (1, 4):
+        run = tiny_run("trainer.max_steps=1", f"trainer.per_device_eval_batch_size={size}")
+        train(run, tmp_path / str(size))
+        losses.append(steps(tmp_path / str(size), "eval_loss")[1])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0] == pytest.approx(loss_of_saved(run, tmp_path / "4"), rel=1e-5)
+
+
+def test_accumulation_equals_a_larger_batch(tiny_run: Compose, tmp_path: Path) -> None:
+    common = ["lora.lora_dropout=0", "trainer.max_steps=3"]
+    train(
+        tiny_run(*common, "trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=4"),
+        tmp_path / "accumulated",
+    )
+    train(
+        tiny_run(*common, "trainer.per_device_train_batch_size=4", "trainer.gradient_accumulation_steps=1"),
+        tmp_path / "whole",
+    )
+    accumulated, whole = steps(tmp_path / "accumulated", "loss"), steps(tmp_path / "whole", "loss")
+    assert list(accumulated.values()) == pytest.approx(list(whole.values()), rel=1e-5)
+    norms = steps(tmp_path / "accumulated", "grad_norm"), steps(tmp_path / "whole", "grad_norm")
+    assert list(norms[0].values()) == pytest.approx(list(norms[1].values()), rel=1e-4)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "none"])
+def test_evaluating_in_the_middle_changes_nothing(
+    tiny_run: Compose, tmp_path: Path, quantization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes' evaluation kernel would cut the base's gradients off from here on."""
+    common = ["model.dtype=bfloat16", f"quantization={quantization}", "trainer.max_steps=6"]
+    train(tiny_run(*common, "trainer.eval_steps=2"), tmp_path / "evaluated")
+    with monkeypatch.context() as patch:
+        never = {"eval_loss": 0.0, "eval_perplexity": 1.0}
+        patch.setattr(trainer.AdapterTrainer, "evaluate", lambda self, **_: self.log(dict(never)) or never)
+        train(tiny_run(*common, "trainer.eval_steps=2"), tmp_path / "never")
+    for name in ("loss", "grad_norm"):
+        assert steps(tmp_path / "evaluated", name) == steps(tmp_path / "never", name)
+    assert min(steps(tmp_path / "evaluated", "grad_norm").values()) > 0
+    assert steps(tmp_path / "evaluated", "eval_loss") != steps(tmp_path / "never", "eval_loss")
+
+
+def test_gradients_reach_every_adapter_after_an_evaluation(tiny_run: Compose) -> None:
+    run = tiny_run("model.dtype=bfloat16")
+    tokenizer = model.load_tokenizer(run.model)
+    tuned = adapter.attach(model.load_base(run.model, run.quantization, tokenizer), run.lora, 0)
+    row = torch.tensor([[5, 6, 7, 8]])
+
+    def gradients() -> list[torch.Tensor]:
+        tuned.zero_grad()
+        tuned.train()
+        tuned(input_ids=row, labels=row).loss.backward()
+        return [p.grad.clone() for p in tuned.parameters() if p.requires_grad and p.grad is not None]
+
+    torch.manual_seed(1)
+    before = gradients()
+    tuned.eval()
+    with torch.no_grad():
+        tuned(input_ids=row)
+    torch.manual_seed(1)
+    after = gradients()
+    assert len(before) == len(after) == 2 * 4 * 2
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_same_seed_same_adapter_whatever_ran_before(tiny_run: Compose, tmp_path: Path) -> None:
+    run = tiny_run("trainer.max_steps=2")
+    train(run, tmp_path / "first")
+    train(tiny_run("trainer.max_steps=2", "seed=7"), tmp_path / "other")
+    train(run, tmp_path / "again")
+    first, other, again = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("first", "other", "again")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_base_is_unchanged_by_training(tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    monkeypatch.setattr(adapter, "attach", lambda *a, attach=adapter.attach: kept.append(attach(*a)) or kept[-1])
+    train(tiny_run("trainer.learning_rate=1e-2"), tmp_path / "run")
+    base = kept[0].unload()
+    assert model.fingerprint(base) == read(tmp_path / "run", "run.json")["base"]["fingerprint"]
+
+
+@pytest.mark.parametrize("lora", ["lora=all_linear", "lora.use_dora=true", "lora.use_rslora=true"])
+def test_lora_variants_train_and_reload(tiny_run: Compose, tmp_path: Path, lora: str) -> None:
+    train(tiny_run(lora, "trainer.max_steps=1"), tmp_path / "run")
+    assert read(tmp_path / "run", "run.json")["status"] == "done"
+
+
+@pytest.mark.parametrize("quantization", ["int8", "none"])
+def test_other_quantizations_train(tiny_run: Compose, tmp_path: Path, quantization: str) -> None:
+    train(tiny_run(f"quantization={quantization}", "model.dtype=bfloat16"), tmp_path / "run")
+    assert read(tmp_path / "run", "run.json")["status"] == "done"
+
+
+def test_gradient_checkpointing_changes_no_loss(tiny_run: Compose, tmp_path: Path) -> None:
+    train(tiny_run("lora.lora_dropout=0"), tmp_path / "plain")
+    train(tiny_run("lora.lora_dropout=0", "trainer.gradient_checkpointing=true"), tmp_path / "recomputed")
+    assert steps(tmp_path / "plain", "loss") == pytest.approx(steps(tmp_path / "recomputed", "loss"), rel=1e-6)
+
+
+def test_early_stopping(tiny_run: Compose, tmp_path: Path) -> None:
+    train(
+        tiny_run(
+            "trainer.learning_rate=0.6",
+            "trainer.lr_scheduler_type=constant",
+            "trainer.max_steps=40",
+            "trainer.eval_steps=2",
+            "trainer.early_stopping_patience=1",
+        ),
+        tmp_path / "run",
+    )
+    losses = steps(tmp_path / "run", "eval_loss")
+    last = max(losses)
+    assert last < 40 and losses[last] >= min(losses.values())
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_not_a_number_stops_the_run_and_nothing_is_saved(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    plain = trainer.AdapterTrainer.compute_loss
+
+    def compute_loss(self: trainer.AdapterTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        loss = plain(self, *args, **kwargs)  # type: ignore[arg-type]
+        if self.state.global_step < 4:
+            return loss
+        if broken == "loss":
+            return loss * float("nan")
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    monkeypatch.setattr(trainer.AdapterTrainer, "compute_loss", compute_loss)
+    with pytest.raises(Failure, match=f"{broken} is .* at step 5"):
+        train(tiny_run(), tmp_path / "run")
+    out = tmp_path / "run"
+    assert read(out, "run.json")["status"] == "failed"
+    assert max(steps(out, "loss")) == 4
+    assert not (out / "adapter").exists() and not (out / "metrics.json").exists()
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["checkpoint-3"]
+
+
+def test_interruption_is_recorded_and_keeps_what_was_saved(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trainer.AdapterTrainer.training_step
+
+    def training_step(self: trainer.AdapterTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == 4:
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.AdapterTrainer, "training_step", training_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_run(), tmp_path / "run")
+    assert read(tmp_path / "run", "run.json")["status"] == "interrupted"
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-3" / "adapter_model.safetensors").is_file()
+    assert sorted(steps(tmp_path / "run", "eval_loss")) == [0, 3]
+
+
+def test_a_folder_that_holds_a_run_is_never_overwritten(tiny_run: Compose, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"status": "done"}')
+    with pytest.raises(Refusal, match="already holds a run"):
+        train(tiny_run(), tmp_path)
+    assert read(tmp_path, "run.json") == {"status": "done"}
+
+
+def test_unwritable_output_folder(tiny_run: Compose, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match=r"cannot write results to .*file/run .*hydra\.run\.dir"):
+        train(tiny_run(), tmp_path / "file" / "run")
+
+
+def test_a_damaged_adapter_is_not_saved_and_a_changed_one_is_noticed(tiny_run: Compose, tmp_path: Path) -> None:
+    run = tiny_run()
+    tokenizer = model.load_tokenizer(run.model)
+    tuned = adapter.attach(model.load_base(run.model, run.quantization, tokenizer), run.lora, 0)
+    adapter.to_float32(tuned)
+    adapter.save(tuned, tokenizer, tmp_path / "good")
+    adapter.verify(tuned, tmp_path / "good", [5, 6, 7])
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter += 0.1
+    with pytest.raises(Refusal, match="does not load as it was trained"):
+        adapter.verify(tuned, tmp_path / "good", [5, 6, 7])
+    with torch.no_grad():
+        parameters[0][0, 0] = float("nan")
+    with pytest.raises(Refusal, match="not finite"):
+        adapter.save(tuned, tokenizer, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
