@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -17,9 +18,11 @@ from typing import Any, NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from medtune.config import Refusal, Run, did_you_mean, keys, problem_with
@@ -46,7 +49,20 @@ def command(task: Callable[[DictConfig], Any], config_name: str) -> None:
         problems = list(problems_typed(get_args_parser().parse_args().overrides))
         if problems:
             raise Refusal(*problems)
-        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(task)()
+        errors: list[Exception] = []
+
+        @wraps(task)
+        def run(cfg: DictConfig) -> Any:
+            try:
+                return task(cfg)
+            except Exception as error:
+                if HydraConfig.get().mode is RunMode.MULTIRUN:
+                    raise  # the launcher keeps it, and goes on with the other members
+                errors.append(error)  # kept from Hydra, which would print the overrides above it
+
+        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(run)()
+        for error in errors:
+            raise error
     except Refusal as refusal:
         leave(2, *refusal.lines)
     except HydraException as error:
@@ -125,11 +141,16 @@ def problems_typed(words: list[str]) -> Iterator[str]:
 def unknown_options(override: Override) -> Iterator[str]:
     """One line for each choice that a group does not have."""
     group, known = override.key_or_group, options(override.key_or_group)
-    for choice in values_of(override):
-        if isinstance(choice, str) and choice not in known:
-            near = difflib.get_close_matches(choice, known, n=1)
-            hint = f"did you mean {group}={near[0]}?" if near else f"there is {', '.join(known)}"
-            yield f"{group}={choice}: {hint}"
+    for choice in map(str, values_of(override)):
+        if choice not in known and choice != "None":
+            yield f"{group}={choice}: {nearest(group, choice)}"
+
+
+def nearest(group: str, choice: str) -> str:
+    """The option of a group that was probably meant, or all there are."""
+    known = options(group)
+    near = difflib.get_close_matches(choice, known, n=1)
+    return f"did you mean {group}={near[0]}?" if near else f"there is {', '.join(known)}"
 
 
 def values_of(override: Override) -> list[Any]:
@@ -161,8 +182,8 @@ def in_the_users_words(error: BaseException) -> str:
         if problem:
             return where + problem
     if option := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
-        known = options(option[1]) if option[1] in groups() else []
-        near = difflib.get_close_matches(option[2], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
-        return f"{where}{option[1]}={option[2]}: {hint}"
+        chosen = re.compile(rf"/{option[1]}: *{re.escape(option[2])} *(#|$)", re.MULTILINE)
+        file_name = next((p.name for p in EXPERIMENTS.glob("*.yaml") if chosen.search(p.read_text())), None)
+        where = f"experiments/{file_name}: " if file_name else where
+        return f"{where}{option[1]}={option[2]}: {nearest(option[1], option[2])}"
     return where + " ".join(text.split())

@@ -71,6 +71,37 @@ class QuantizationType(Enum):
     int8 = "int8"
 
 
+class Attention(Enum):
+    """Attention kernel (transformers); flash_attention_2 needs the package flash-attn and a GPU."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+class Scheduler(Enum):
+    """Learning rate over the steps (transformers.SchedulerType)."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+    constant_with_warmup = "constant_with_warmup"
+    polynomial = "polynomial"
+    inverse_sqrt = "inverse_sqrt"
+
+
+class Optimizer(Enum):
+    """transformers.OptimizerNames; paged ones move their state to the CPU when a GPU is full."""
+
+    adamw_torch = "adamw_torch"
+    adamw_torch_fused = "adamw_torch_fused"
+    adamw_bnb_8bit = "adamw_bnb_8bit"
+    paged_adamw_32bit = "paged_adamw_32bit"
+    paged_adamw_8bit = "paged_adamw_8bit"
+    adafactor = "adafactor"
+    sgd = "sgd"
+
+
 class WandbMode(Enum):
     """Whether Weights & Biases writes a local run, uploads it, or is left out."""
 
@@ -114,7 +145,7 @@ class Model:
     embedding_parameters: int = key("of these, in embeddings and head, never quantized", "parameters", at_least=1)
     needs_gpu: bool = key("refuse to start on a CPU, where a step would take minutes")
     dtype: Dtype = key("arithmetic of the frozen base")
-    attn_implementation: str = key("attention kernel (transformers)", "sdpa, eager, flash_attention_2")
+    attn_implementation: Attention = key("attention kernel")
     pad_token: str = key("fills short rows; never an end token, or the model would not learn to stop", "token")
     stop_tokens: list[str] = key("any of these ends an answer", "tokens")
 
@@ -150,11 +181,11 @@ class Trainer:
     gradient_accumulation_steps: int = key("forward passes per optimizer step", "passes", at_least=1)
     per_device_eval_batch_size: int = key("rows per forward pass in evaluation", "conversations", at_least=1)
     learning_rate: float = key("peak learning rate", "per step", above=0, at_most=1)
-    lr_scheduler_type: str = key("learning rate over time (transformers.SchedulerType)", "name")
+    lr_scheduler_type: Scheduler = key("learning rate over the steps")
     warmup_ratio: float = key("share of the steps that raise the learning rate from 0", "share", at_least=0, below=1)
     weight_decay: float = key("decoupled weight decay of AdamW", "per step", at_least=0, below=1)
     max_grad_norm: float = key("gradients are scaled down to this norm; 0: never", "L2 norm", at_least=0)
-    optim: str = key("optimizer (transformers.OptimizerNames)", "name")
+    optim: Optimizer = key("optimizer")
     gradient_checkpointing: bool = key("recompute activations: less memory, about a third more time")
     eval_steps: int = key("evaluate and save every so many steps", "steps", at_least=1)
     logging_steps: int = key("log the training loss every so many steps", "steps", at_least=1)

@@ -75,7 +75,7 @@ def load_base(model: Model, quantization: Quantization | None, tokenizer: PreTra
             revision=model.revision,
             dtype=dtype,
             quantization_config=quantization_config(quantization, dtype),
-            attn_implementation=model.attn_implementation,
+            attn_implementation=model.attn_implementation.name,
             device_map={"": device},
             trust_remote_code=False,
         ),
@@ -246,7 +246,9 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
                     unfinished.rename(folder)
                 finally:
                     shutil.rmtree(unfinished, ignore_errors=True)
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno is None:  # transformers' own, about the model
+            raise
         raise Refusal(f"cannot write the model cache {folder.parent} ({error.strerror}): set MEDTUNE_CACHE") from None
     return folder
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medtune.config import Data, Samples
@@ -50,7 +51,10 @@ def questions(samples: Samples, data: Data, validation: Sequence[Conversation]) 
 
 @torch.no_grad()
 def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Question], max_new_tokens: int
+    model: PeftModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Question],
+    max_new_tokens: int,
 ) -> list[Answer]:
     """Answer all questions greedily in one left-padded batch; prompts are rendered as in training.
 
@@ -63,7 +67,7 @@ def answer(
     attention_mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
     mode = model.training
     model.eval()
-    generated = model.generate(
+    generated: torch.Tensor = model.generate(  # type: ignore[operator]
         input_ids=input_ids.to(model.device),
         attention_mask=attention_mask.to(model.device),
         max_new_tokens=max_new_tokens,

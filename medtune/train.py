@@ -32,6 +32,7 @@ def train(run: Run, out: Path) -> float:
         result.facts["data_fingerprint"] = conversations.fingerprint
 
         # Importing these takes ten seconds: not before the data is known to be good.
+        quiet_libraries()
         from medtune import adapter, model
         from medtune.conversation import tokenize
         from medtune.report import Report, best_of, peak_memory_gb
@@ -39,7 +40,6 @@ def train(run: Run, out: Path) -> float:
         from medtune.tracking import Tracker
         from medtune.trainer import build_trainer
 
-        quiet_libraries()
         device = model.device_for(run.model)
         model.require_memory(run.model, run.quantization, device)
         tokenizer = model.load_tokenizer(run.model)

