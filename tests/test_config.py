@@ -195,8 +195,9 @@ def test_composing_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['train', 'experiment=llama3_8b', '--cfg', 'job', '--resolve']\n"
         "from medtune.train import main\n"
+        "heavy = {'torch', 'transformers', 'trl', 'peft', 'datasets', 'wandb'}\n"
         "try: main()\n"
-        "finally: print('HEAVY', sorted({'torch', 'transformers', 'trl', 'peft', 'datasets', 'wandb'} & set(sys.modules)))"
+        "finally: print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "meta-llama/Meta-Llama-3-8B-Instruct" in answer.stdout

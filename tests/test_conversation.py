@@ -86,14 +86,13 @@ def test_an_answer_that_does_not_fit_is_counted_not_cut(tokenizer: Tokenizer) ->
     assert "whose answer does not fit in trainer.max_length=60 tokens" in too_long[0].reason
     labels = [i for i in dataset[0]["labels"] if i != -100]
     assert tokenizer.decode(labels) == "a<|im_end|>"
-    with pytest.raises(Refusal, match="no conversation fits in trainer.max_length=5 tokens"):
+    with pytest.raises(Refusal, match=r"no conversation fits in trainer\.max_length=5 tokens"):
         tokenize(tokenizer, [Conversation(1, short, "", "g")], 5)
 
 
 def test_templates_that_cannot_be_taught_are_refused(tokenizer: Tokenizer) -> None:
     def with_template(template: str) -> Tokenizer:
-        changed = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, chat_template=template)
-        return changed
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, chat_template=template)
 
     messages = dialogue("q", "a")
     with pytest.raises(Refusal, match="no end-of-turn token"):

