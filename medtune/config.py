@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -304,6 +305,8 @@ def impossible(run: Run) -> Iterator[str]:
     if data.source is Source.local:
         if data.path is None:
             yield "data=local needs a file: data.path=conversations.jsonl"
+        elif not Path(data.path).expanduser().is_file():
+            yield f"data.path={data.path}: no such file"
         if columns.messages and (columns.question or columns.answer):
             yield "data.columns: give either messages, or question and answer, not both"
         if not columns.messages and not (columns.question and columns.answer):

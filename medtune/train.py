@@ -37,9 +37,10 @@ def train(run: Run, out: Path) -> float:
         from medtune.conversation import tokenize
         from medtune.report import Report, best_of, peak_memory_gb
         from medtune.samples import questions
-        from medtune.tracking import Tracker
+        from medtune.tracking import Tracker, require_account
         from medtune.trainer import build_trainer
 
+        require_account(run.wandb.mode)
         device = model.device_for(run.model)
         model.require_memory(run.model, run.quantization, device)
         tokenizer = model.load_tokenizer(run.model)

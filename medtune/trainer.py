@@ -32,6 +32,8 @@ from trl import SFTConfig, SFTTrainer
 from medtune import adapter
 from medtune.config import Trainer
 
+PIECE = 256  # taught positions whose logits exist at the same time in an evaluation
+
 
 class Diverged(Exception):
     """The loss or a gradient is no longer a number; nothing after this step may be kept."""
@@ -200,8 +202,10 @@ def add_taught_loss(base: PreTrainedModel) -> None:
         hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state[:, :-1]
         labels = taught_labels[:, 1:]
         taught = labels != -100
-        logits = self.get_output_embeddings()(hidden[taught])
-        return F.cross_entropy(logits.float(), labels[taught], reduction="sum")
+        head = self.get_output_embeddings()
+        # In pieces: the logits of a whole batch of Llama 3's 128,256 tokens would be the peak of all memory.
+        pieces = zip(hidden[taught].split(PIECE), labels[taught].split(PIECE), strict=True)
+        return torch.stack([F.cross_entropy(head(h).float(), ids, reduction="sum") for h, ids in pieces]).sum()
 
     base.forward = types.MethodType(forward, base)
 

@@ -31,7 +31,7 @@ def test_every_folder_and_file_is_covered() -> None:
 
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_every_yaml_composes(group: str, option: str) -> None:
-    needed = ["data.path=rows.jsonl"] if (group, option) == ("data", "local") else []
+    needed = [f"data.path='{__file__}'"] if (group, option) == ("data", "local") else []
     run = compose(f"{group}={option}", *needed)
     assert isinstance(run, Run)
 
@@ -80,8 +80,12 @@ def test_the_8b_experiment_is_qlora_as_published() -> None:
         (["++lora.alpha=8"], "lora.alpha: did you mean lora.lora_alpha?"),
         (["data=local"], "data=local needs a file: data.path=conversations.jsonl"),
         (["data.path=x.csv"], "data.path is only read by data=local"),
-        (["data=local", "data.path=x", "data.columns.messages=null"], "data.columns: say where the text is"),
-        (["data=local", "data.path=x", "data.columns.question=q"], "not both"),
+        (["data=local", "data.path=nowhere.jsonl"], "data.path=nowhere.jsonl: no such file"),
+        (
+            ["data=local", f"data.path='{__file__}'", "data.columns.messages=null"],
+            "data.columns: say where the text is",
+        ),
+        (["data=local", f"data.path='{__file__}'", "data.columns.question=q"], "not both"),
         (["data.validation_fraction=0.6", "data.test_fraction=0.5"], "nothing is left to train on"),
         (["model.weights=folder"], "model.weights=folder needs model.path=FOLDER"),
         (["model.path=x"], "model.path is only read with model.weights=folder"),

@@ -182,6 +182,8 @@ def test_a_bad_file_is_one_line(tmp_path: Path, name: str, content: str | bytes,
     assert len(refusal.value.lines) == 1
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_goes_missing_is_one_line(tmp_path: Path) -> None:
+    data = local(write(tmp_path / "rows.jsonl", "{}"))
+    (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(Refusal, match="No such file or directory"):
-        prepare(local(tmp_path / "missing.jsonl"))
+        prepare(data)

@@ -33,6 +33,18 @@ def run(*words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
 # --- the sweep that CI and newcomers run first, from an installed wheel ---------------------------------------------
 
 
+# Runs in every Python process of the environment below: a connection to anywhere but this machine is noted and refused.
+NO_NETWORK = """
+import socket
+def refuse(self, address, connect=socket.socket.connect):
+    if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1"):
+        open({calls!r}, "a").write(f"{{address}}\\n")
+        raise OSError("no network in tests")
+    return connect(self, address)
+socket.socket.connect = refuse
+"""
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of a fresh environment that holds the built wheel; its dependencies are borrowed from this one."""
@@ -46,6 +58,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run(str(python), "-m", "pip", "install", "--no-deps", "--no-index", str(wheel)).returncode == 0
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    (site / "sitecustomize.py").write_text(NO_NETWORK.format(calls=str(folder / "calls")))
     where = run(str(python), "-c", "import medtune; print(medtune.__file__)", cwd=folder).stdout
     assert where.startswith(str(site)), where
     return python.parent
@@ -86,6 +99,16 @@ def test_smoke_sweep_prints_base_and_members(smoke: tuple[Path, str]) -> None:
     assert "Patient: I have a fever and a sore throat. What should I do?" in said
     ledger = read_json(sweep / "sweep.json")["members"]
     assert [(row["folder"], row["status"]) for row in ledger] == [(member, "done") for member in members]
+
+
+@pytest.mark.slow
+def test_nothing_is_sent_anywhere(installed: Path, smoke: tuple[Path, str]) -> None:
+    calls = installed.parent.parent / "calls"
+    assert not calls.exists(), calls.read_text()
+    probe = "import socket; socket.create_connection(('192.0.2.1', 9))"
+    assert run(str(installed / "python"), "-c", probe).returncode == 1
+    assert calls.exists(), "the guard must see a connection, or this test tests nothing"
+    calls.unlink()
 
 
 @pytest.mark.slow

@@ -1,0 +1,66 @@
+"""W&B never stops training, never asks, and never decides what is recorded in the files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medtune import tracking
+from medtune.config import Refusal, Wandb, WandbMode
+from medtune.tracking import Tracker, require_account
+
+
+def test_online_without_an_account_is_refused_without_a_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("W&B asked for a key"))
+    with pytest.raises(Refusal, match=r"wandb=online needs an account: set WANDB_API_KEY"):
+        require_account(WandbMode.online)
+    require_account(WandbMode.offline)
+
+
+def test_an_unreachable_server_means_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    init = wandb.init
+
+    def unreachable(**arguments: object) -> object:
+        if arguments["mode"] == "online":
+            raise wandb.errors.CommError("timed out\nmore")
+        return init(**arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    with Tracker(tmp_path, Wandb(WandbMode.online, "medtune", None), "member", "sweep", {"lora": {"r": 4}}) as tracker:
+        tracker.log(1, {"loss": 2.0})
+        assert tracker.run.offline
+    assert "W&B cannot be reached (timed out): recording offline" in caplog.text
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("mode", [WandbMode.offline, WandbMode.disabled])
+def test_files_do_not_depend_on_wandb(tmp_path: Path, mode: WandbMode) -> None:
+    with Tracker(tmp_path, Wandb(mode, "medtune", None), "member", "sweep", {}) as tracker:
+        tracker.log(0, {"eval_loss": 3.0})
+        row = {"prompt": "p", "reference": "", "answer": "schläft 😴", "stop": "length", "tokens": 4}
+        tracker.log_samples(0, [row])
+        tracker.log_samples(5, [row])
+    assert json.loads(tracker.history.read_text()) == {"step": 0, "eval_loss": 3.0}
+    assert [json.loads(line) for line in tracker.samples.read_text().splitlines()] == [
+        {"step": 0, **row},
+        {"step": 5, **row},
+    ]
+    assert (tmp_path / "wandb").exists() == (mode is WandbMode.offline)
+
+
+def test_a_failing_run_ends_its_wandb_run_as_failed(tmp_path: Path) -> None:
+    ended = []
+    with (
+        pytest.raises(RuntimeError),
+        Tracker(tmp_path, Wandb(WandbMode.disabled, "medtune", None), "m", "s", {}) as tracker,
+    ):
+        tracker.run = type("Run", (), {"finish": lambda self, exit_code: ended.append(exit_code)})()
+        raise RuntimeError
+    assert ended == [1] and tracking
