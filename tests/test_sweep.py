@@ -87,7 +87,7 @@ def test_smoke_sweep_prints_base_and_members(smoke: tuple[Path, str]) -> None:
     sweep, said = smoke
     members = ["lora.r=4,experiment=smoke", "lora.r=8,experiment=smoke"]
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == members
-    table = said[said.index("\nmember ") + 1 :].splitlines()
+    table = said[said.index("\nmember  ") + 1 :].splitlines()
     assert table[2].startswith("untuned base")
     for line, member in zip(table[3:5], members, strict=True):
         metrics = read_json(sweep / member / "metrics.json")
@@ -200,7 +200,7 @@ def test_one_member_fails_and_the_others_train(command: list[str], tmp_path: Pat
     assert [row["status"] for row in ledger] == ["done", "refused", "done"]
     assert [row["eval_loss"] is None for row in ledger] == [False, True, False]
     assert "has no nope" in (tmp_path / "sweep" / ledger[1]["folder"] / "train.log").read_text()
-    table = answer.stdout[answer.stdout.index("\nmember ") :]
+    table = answer.stdout[answer.stdout.index("\nmember  ") :]
     assert table.count("done") == 2 and "refused" in table
 
 
