@@ -1,11 +1,13 @@
 """What happens in training -> the tracker's events and the user's screen."""
 
+import contextlib
 import logging
 import resource
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,8 +137,17 @@ def best_of(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     return {"base": asdict(evaluations[0]), "best": asdict(best), "final": asdict(trained[-1])}
 
 
+def reset_peak_memory() -> None:
+    """Start measuring anew, so that a member of a sweep does not report the peak of the one before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):  # only Linux has it (man 5 proc: clear_refs)
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_gb() -> float:
-    """Peak memory so far in 10^9 bytes: of the GPU if there is one, else of this process."""
+    """Peak memory of this run in 10^9 bytes: of the GPU if there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere

@@ -25,6 +25,9 @@ PACKAGES = (
 )  # fmt: skip
 
 
+NOTHING = "(an empty answer)"
+
+
 class Failure(Exception):
     """A run started and did not finish; its folder holds the traceback."""
 
@@ -140,9 +143,14 @@ def answers(members: Sequence[Path]) -> str:
         prompt = samples[0]["prompt"]
         asked = {row["step"]: row["answer"] for row in reversed(samples) if row["prompt"] == prompt}
         if not lines:
-            lines = [f"Patient: {prompt}", "", f"untuned base: {asked[0]}"]
-        lines += ["", f"{folder.name}: {asked[metrics['best']['step']]}"]
-    return "\n".join(lines)
+            lines = [f"Patient: {prompt}", f"untuned base: {asked[0] or NOTHING}"]
+        lines.append(f"{folder.name}: {asked[metrics['best']['step']] or NOTHING}")
+    return "\n\n".join(lines)
+
+
+def summary(members: Sequence[Path]) -> str:
+    """What the user sees at the end: the comparison, and answers to read."""
+    return f"\n{comparison(members)}\n\n{answers(members)}".rstrip() + "\n"
 
 
 def shown(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medtune.config import Refusal
-from medtune.result import Failure, answers, comparison, read_json, write_json
+from medtune.result import Failure, read_json, summary, write_json
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def run_members(
             write_ledger(sweep, folders, overrides)
     finally:
         write_ledger(sweep, folders, overrides)
-        print(f"\n{comparison(folders)}\n\n{answers(folders)}\n", flush=True)
+        print(summary(folders), flush=True)
     if errors:
         failed = [f"{overrides[i]}: {line}" for i, line in errors.items()]
         raise Failure("\n".join([f"{len(errors)} of {len(overrides)} members failed", *failed]))

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from medtune.command_line import command
 from medtune.config import Run, typed
 from medtune.data import describe_rejects, prepare
-from medtune.result import Result, answers, comparison, plain, write_json, write_jsonl
+from medtune.result import Result, plain, summary, write_json, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def train(run: Run, out: Path) -> float:
         quiet_libraries()
         from medtune import adapter, model
         from medtune.conversation import tokenize
-        from medtune.report import Report, best_of, peak_memory_gb
+        from medtune.report import Report, best_of, peak_memory_gb, reset_peak_memory
         from medtune.samples import questions
         from medtune.tracking import Tracker, require_account
         from medtune.trainer import build_trainer
@@ -51,6 +51,7 @@ def train(run: Run, out: Path) -> float:
         if too_long or also_too_long:
             log.warning("data: left out %s; see rejects.jsonl", describe_rejects(too_long + also_too_long))
 
+        reset_peak_memory()
         base = model.load_base(run.model, run.quantization, tokenizer)
         result.facts["base"] = {
             "hub_id": run.model.hub_id,
@@ -103,7 +104,7 @@ def run_member(cfg: DictConfig) -> float:
     out = Path(hydra.runtime.output_dir)
     eval_loss = train(run, out)
     if hydra.mode is RunMode.RUN:
-        print(f"\n{comparison([out])}\n\n{answers([out])}")
+        print(summary([out]), flush=True)
     return eval_loss
 
 
