@@ -25,7 +25,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from medtune.config import Refusal, Run, did_you_mean, keys, problem_with
+from medtune.checks import did_you_mean, keys, problem_with
+from medtune.config import Refusal, Run
 from medtune.result import Failure
 
 PACKAGE = Path(__file__).parent

