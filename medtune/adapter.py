@@ -5,6 +5,7 @@ The only module that knows PEFT.
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -42,7 +43,7 @@ def trainable_parameters(model: PeftModel) -> tuple[int, int]:
 
 
 def save(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write adapter and tokenizer, chat template included; the base is named by its hub id.
+    """Write adapter, tokenizer with its chat template, and a card; the base is named by its hub id.
 
     Raises `Refusal` if a weight is not finite: such an adapter answers nothing.
     """
@@ -52,6 +53,33 @@ def save(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     # save_embedding_layers: the default asks the hub whether the vocabulary was resized.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card(cast(LoraConfig, model.peft_config[model.active_adapter])), encoding="utf-8")
+
+
+def card(config: LoraConfig) -> str:
+    """The model card of an adapter (https://huggingface.co/docs/hub/model-cards), in place of PEFT's empty form."""
+    base, modules = config.base_model_name_or_path, ", ".join(sorted(config.target_modules or []))
+    return f"""---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, qlora, medtune]
+---
+
+# LoRA adapter of {base} for patient-doctor conversations
+
+Trained with medtune: rank {config.r}, alpha {config.lora_alpha:g}, on {modules}.
+
+For research. It is no medical device, no clinician has reviewed its answers, and they are not medical advice.
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+"""
 
 
 def verify(model: PeftModel, folder: Path, input_ids: list[int]) -> None:

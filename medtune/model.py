@@ -149,6 +149,15 @@ def require_memory(model: Model, quantization: Quantization | None, device: torc
         )
 
 
+def require_context(base: PreTrainedModel, max_length: int) -> None:
+    """Raises `Refusal` when conversations may be longer than the positions that the base was trained for."""
+    context = base.config.max_position_embeddings
+    if max_length > context:
+        raise Refusal(
+            f"trainer.max_length={max_length} is more than the {context} tokens that {base.name_or_path} reads"
+        )
+
+
 def quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> Any:
     """The `BitsAndBytesConfig` of a quantization, or None. https://huggingface.co/docs/bitsandbytes"""
     if quantization is None:

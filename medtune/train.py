@@ -54,6 +54,7 @@ def train(run: Run, out: Path) -> float:
 
         reset_peak_memory()
         base = model.load_base(run.model, run.quantization, tokenizer)
+        model.require_context(base, run.trainer.max_length)
         result.facts["base"] = {
             "hub_id": run.model.hub_id,
             "revision": run.model.revision,

@@ -190,3 +190,13 @@ def test_the_embedded_model_in_4_bits() -> None:
 def test_float16_on_a_cpu_is_refused() -> None:
     with pytest.raises(Refusal, match=r"model\.dtype=float16 trains on a GPU only"):
         model.dtype_for(compose("model.dtype=float16").model, torch.device("cpu"))
+
+
+def test_conversations_longer_than_the_context_are_refused(tiny_run: Compose) -> None:
+    run = tiny_run()
+    base = model.load_base(run.model, run.quantization, model.load_tokenizer(run.model))
+    model.require_context(base, 512)
+    with pytest.raises(
+        Refusal, match=r"trainer\.max_length=513 is more than the 512 tokens that medtune/tiny-test reads"
+    ):
+        model.require_context(base, 513)

@@ -60,6 +60,8 @@ def test_result_folder_explains_itself(tiny_run: Compose, tmp_path: Path) -> Non
     saved = read(out / "adapter", "adapter_config.json")
     assert saved["base_model_name_or_path"] == "medtune/tiny-test" and (saved["r"], saved["lora_alpha"]) == (4, 8)
     assert (out / "adapter" / "chat_template.jinja").is_file()
+    card = (out / "adapter" / "README.md").read_text()
+    assert "base_model: medtune/tiny-test\n" in card and "rank 4, alpha 8, on k_proj, o_proj, q_proj, v_proj" in card
     for file in (out / "adapter").iterdir():
         assert run.model.path and run.model.path not in file.read_text(errors="ignore"), f"{file} names a local folder"
     assert not list(out.rglob("training_args.bin")), "a pickle with every secret of TrainingArguments"
