@@ -20,10 +20,12 @@ def attach(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     The seed is set right before, so that a member of a sweep starts from the same weights as the same run alone,
     whatever ran before it. Raises `Refusal` when the base has none of `lora.target_modules`.
     """
-    modules = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
-    missing = [name for name in lora.target_modules if name not in modules]
+    # The head is left out: SFTTrainer takes the loss from its plain weights.
+    linear = {n.rsplit(".", 1)[-1] for n, m in base.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
+    missing = [name for name in lora.target_modules if name not in linear]
     if missing:
-        raise Refusal(f"lora.target_modules: {base.name_or_path} has no {', '.join(missing)}")
+        known = ", ".join(sorted(linear))
+        raise Refusal(f"lora.target_modules: {base.name_or_path} has no layer {', '.join(missing)}; it has {known}")
     config = LoraConfig(task_type="CAUSAL_LM", **asdict(lora))
     set_seed(seed)
     return get_peft_model(base, config)
@@ -42,14 +44,29 @@ def trainable_parameters(model: PeftModel) -> tuple[int, int]:
     return trained, total
 
 
+class Damaged(Exception):
+    """An adapter that must not be used."""
+
+
+def release(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, input_ids: list[int]) -> None:
+    """Save the adapter, prove that it loads as it was trained, and only then give it its name.
+
+    `input_ids`: the tokens of a row to compare on. Raises `Damaged`.
+    """
+    unfinished = folder.with_name(f".{folder.name}")
+    save(model, tokenizer, unfinished)
+    verify(model, unfinished, input_ids)
+    unfinished.rename(folder)
+
+
 def save(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write adapter, tokenizer with its chat template, and a card; the base is named by its hub id.
 
-    Raises `Refusal` if a weight is not finite: such an adapter answers nothing.
+    Raises `Damaged` if a weight is not finite: such an adapter answers nothing.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise Refusal(f"the adapter is damaged: {name} is not finite; nothing was saved")
+            raise Damaged(f"{name} is not finite; nothing was saved")
     # save_embedding_layers: the default asks the hub whether the vocabulary was resized.
     model.save_pretrained(str(folder), save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
@@ -85,7 +102,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 def verify(model: PeftModel, folder: Path, input_ids: list[int]) -> None:
     """Load the saved adapter beside the trained one and compare what they say to the bit.
 
-    `input_ids`: the tokens of one row. Raises `Refusal` when the logits differ.
+    `input_ids`: the tokens of one row. Raises `Damaged` when the logits differ.
     """
     row = torch.tensor([input_ids], device=model.device)
     trained = model.active_adapter
@@ -101,4 +118,4 @@ def verify(model: PeftModel, folder: Path, input_ids: list[int]) -> None:
     model.train(mode)
     if not torch.equal(in_memory, reloaded):
         difference = (in_memory - reloaded).abs().max().item()
-        raise Refusal(f"{folder} does not load as it was trained: logits differ by up to {difference:.3g}")
+        raise Damaged(f"{folder} does not load as it was trained: logits differ by up to {difference:.3g}")

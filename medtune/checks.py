@@ -37,8 +37,9 @@ def typed(cfg: DictConfig) -> Run:
 def problems_in(values: dict[Any, Any], schema: type = Run, prefix: str = "") -> Iterator[str]:
     """One line for each missing, unknown, mistyped or out-of-range value of a nested dictionary."""
     known = {f.name for f in fields(schema)}
-    for name in values.keys() - known:
-        yield did_you_mean(prefix + str(name))
+    for name in values:
+        if name not in known:
+            yield did_you_mean(prefix + str(name))
     for entry, kind in typed_fields(schema):
         path = prefix + entry.name
         value = values.get(entry.name, MISSING)
@@ -87,13 +88,16 @@ def problem_with(path: str, value: Any) -> str | None:
 def impossible(run: Run) -> Iterator[str]:
     """One line for each combination of valid values that cannot work together."""
     data, model, columns = run.data, run.model, run.data.columns
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", run.name):
+        yield f"name={run.name}: results go to a folder of this name: use letters, digits, _, . and - only"
     if data.validation_fraction + data.test_fraction >= 1:
         yield "data.validation_fraction + data.test_fraction must be below 1, or nothing is left to train on"
     if data.source is Source.local:
         if data.path is None:
             yield "data=local needs a file: data.path=conversations.jsonl"
         elif not Path(data.path).expanduser().is_file():
-            yield f"data.path={data.path}: no such file"
+            there = Path(data.path).expanduser().exists()
+            yield f"data.path={data.path}: {'a folder, not a file' if there else 'no such file'}"
         if columns.messages and (columns.question or columns.answer):
             yield "data.columns: give either messages, or question and answer, not both"
         if not columns.messages and not (columns.question and columns.answer):
@@ -110,6 +114,8 @@ def impossible(run: Run) -> Iterator[str]:
         yield "model.stop_tokens is empty: no answer would ever end"
     if model.pad_token in model.stop_tokens:
         yield f"model.pad_token {model.pad_token} is also a stop token: the model would not learn to stop"
+    if len(set(run.lora.target_modules)) < len(run.lora.target_modules):
+        yield "lora.target_modules names a layer twice"
     if not run.lora.target_modules:
         yield "lora.target_modules is empty: nothing would train"
     if run.quantization and run.quantization.type is QuantizationType.int8 and run.quantization.double_quantization:
@@ -144,9 +150,9 @@ def lookup(path: str) -> tuple[type, Field, Any]:
 def did_you_mean(path: str) -> str:
     """The line for an unknown key, naming the nearest right one."""
     candidates = list(keys())
-    near = difflib.get_close_matches(path, candidates, n=1, cutoff=0.75)
+    near = difflib.get_close_matches(path.lower(), candidates, n=1, cutoff=0.75)
     if not near:  # the right word in the wrong place: learning_rate for trainer.learning_rate
-        last = path.rsplit(".", 1)[-1]
+        last = path.lower().rsplit(".", 1)[-1]
         words = {candidate.rsplit(".", 1)[-1]: candidate for candidate in candidates}
         near = [words[word] for word in difflib.get_close_matches(last, words, n=1, cutoff=0.6)]
     return f"{path}: did you mean {near[0]}?" if near else f"{path}: no such key; --cfg job shows them all"

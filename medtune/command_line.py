@@ -24,6 +24,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from medtune.checks import did_you_mean, keys, problem_with
 from medtune.config import Refusal, Run
@@ -40,14 +41,17 @@ def command(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     Exit status: 0 done, 1 a run failed, 2 refused before anything ran, 130 interrupted.
     """
-    # A plain list: argparse takes `-m` only before the first or after the last override.
-    flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
-    sys.argv[1:] = flags[:1] + [word for word in sys.argv[1:] if word not in flags]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     signal.signal(signal.SIGTERM, interrupt)  # a scheduler's stop is an interruption like Ctrl-C
+    full_error = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     try:
         register()
-        problems = list(problems_typed(get_args_parser().parse_args().overrides))
+        arguments = get_args_parser().parse_intermixed_args()
+        # Hydra's own parsing takes options before the first or after the last override only.
+        sys.argv[1:] = [word for word in sys.argv[1:] if word not in arguments.overrides] + arguments.overrides
+        problems = list(problems_typed(arguments.overrides))
+        if arguments.multirun and arguments.cfg:
+            problems.append("--cfg shows one run: leave -m out and give each key one value")
         if problems:
             raise Refusal(*problems)
         errors: list[Exception] = []
@@ -72,9 +76,17 @@ def command(task: Callable[[DictConfig], Any], config_name: str) -> None:
         leave(130, "interrupted; what was saved stays")
     except Failure as failure:
         leave(1, *str(failure).splitlines())
+    except OmegaConfBaseException as error:
+        leave(2, in_the_users_words(error))
     except OSError as error:
         # Hydra makes the result folder before the run can check it.
         leave(2, f"{error.filename}: {error.strerror}: choose another folder with hydra.run.dir or hydra.sweep.dir")
+    except Exception as error:
+        # Everything that a run raises is a Failure by now: this is a configuration that Hydra itself trips over.
+        if full_error:
+            raise
+        line = str(error).splitlines()[0]
+        leave(2, f"{type(error).__name__}: {line} (HYDRA_FULL_ERROR=1 shows where)")
 
 
 def leave(status: int, *lines: str) -> NoReturn:
@@ -125,9 +137,14 @@ def problems_typed(words: list[str]) -> Iterator[str]:
             yield f"{word}: not of the form key=value; {hint}"
             continue
         name = override.key_or_group
-        if name.startswith("hydra") or override.is_delete():
+        if override.is_delete():
+            yield f"{word}: nothing can be taken out of a run; change it, as {word.strip('~')}=…"
+        elif name == "hydra.run.dir" and (Path(str(override.value())) / "run.json").exists():
+            # Here, because Hydra writes its own files into the folder before the run could refuse.
+            yield f"{override.value()} already holds a run, which would be overwritten: choose another hydra.run.dir"
+        elif name.startswith("hydra"):
             continue
-        if name in groups():
+        elif name in groups():
             yield from unknown_options(override)
         elif name not in keys():
             near = difflib.get_close_matches(name, groups(), n=1)
@@ -143,13 +160,13 @@ def unknown_options(override: Override) -> Iterator[str]:
     """One line for each choice that a group does not have."""
     group, known = override.key_or_group, options(override.key_or_group)
     for choice in map(str, values_of(override)):
-        if choice not in known and choice != "None":
+        if choice not in known:
             yield f"{group}={choice}: {nearest(group, choice)}"
 
 
 def nearest(group: str, choice: str) -> str:
     """The option of a group that was probably meant, or all there are."""
-    known = options(group)
+    known = options(group) or [name.removesuffix(".yaml") for name in ConfigStore.instance().list(group)]
     near = difflib.get_close_matches(choice, known, n=1)
     return f"did you mean {group}={near[0]}?" if near else f"there is {', '.join(known)}"
 
@@ -166,25 +183,29 @@ def values_of(override: Override) -> list[Any]:
 
 def in_the_users_words(error: BaseException) -> str:
     """Hydra's and OmegaConf's errors in one line that names the file and the key."""
-    text = "\n".join(str(e) for e in (error, error.__cause__, error.__context__) if e is not None)
+    chain = [e for e in (error, error.__cause__, error.__context__) if e is not None]
+    text = "\n".join(str(e) for e in chain)
     if swept := re.search(r"Ambiguous value for argument '(.*)'", text):
         return f"{swept[1]} has several values: add -m for a sweep, or brackets for a list"
-    file = re.search(r"In '(\S+?)'", text)
-    where = ""
-    if file and file[1] != "run_schema":
-        where = re.sub("^experiment/", "experiments/", file[1])
-        where += ".yaml: " if where.startswith("experiments/") else f".yaml (in {CONF.name}/): "
+    if option := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
+        return experiment_with(option[1], option[2]) + f"{option[1]}={option[2]}: {nearest(option[1], option[2])}"
     full_key = re.search(r"full_key: (\S+)", text)
-    if full_key and full_key[1] not in keys():
-        return where + did_you_mean(full_key[1])
-    if full_key:
-        value = re.search(r"Value '(.*?)'", text)
-        problem = problem_with(full_key[1], value[1] if value else "")
-        if problem:
-            return where + problem
-    if option := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
-        chosen = re.compile(rf"/{option[1]}: *{re.escape(option[2])} *(#|$)", re.MULTILINE)
-        file_name = next((p.name for p in EXPERIMENTS.glob("*.yaml") if chosen.search(p.read_text())), None)
-        where = f"experiments/{file_name}: " if file_name else where
-        return f"{where}{option[1]}={option[2]}: {nearest(option[1], option[2])}"
-    return where + " ".join(text.split())
+    if any(isinstance(e, InterpolationResolutionError) for e in chain) or not full_key:
+        return text.splitlines()[0]
+    key, file, value = full_key[1], re.search(r"In '(\S+?)'", text), re.search(r"Value '(.*?)'", text)
+    if key.startswith("hydra."):
+        return text.splitlines()[0]
+    where = ""
+    if file and file[1].startswith("experiment/"):
+        where = f"experiments/{file[1].removeprefix('experiment/')}.yaml: "
+    elif file and file[1] != "run_schema":
+        where = f"{CONF.name}/{file[1]}.yaml: "
+    if key not in keys():
+        return where + did_you_mean(key)
+    return where + (problem_with(key, value[1] if value else "") or text.splitlines()[0])
+
+
+def experiment_with(group: str, choice: str) -> str:
+    """The experiment file that chooses an option, as 'experiments/NAME.yaml: '; empty if none does."""
+    chosen = re.compile(rf"/{group}: *{re.escape(choice)} *(#|$)", re.MULTILINE)
+    return next((f"experiments/{p.name}: " for p in EXPERIMENTS.glob("*.yaml") if chosen.search(p.read_text())), "")

@@ -177,7 +177,7 @@ class Trainer:
     per_device_train_batch_size: int = key("rows per forward pass", "conversations", at_least=1)
     gradient_accumulation_steps: int = key("forward passes per optimizer step", "passes", at_least=1)
     per_device_eval_batch_size: int = key("rows per forward pass in evaluation", "conversations", at_least=1)
-    learning_rate: float = key("peak learning rate", "per step", above=0, at_most=1)
+    learning_rate: float = key("peak learning rate", "step size", above=0, at_most=1)
     lr_scheduler_type: Scheduler = key("learning rate over the steps")
     warmup_ratio: float = key("share of the steps that raise the learning rate from 0", "share", at_least=0, below=1)
     weight_decay: float = key("decoupled weight decay of AdamW", "per step", at_least=0, below=1)
@@ -214,7 +214,7 @@ class Run:
     """One training run: what `train(run, out)` takes."""
 
     name: str = key("results go to multirun/<name>/<time>", "name")
-    seed: int = key("seeds adapter, data order and dropout", "integer", at_least=0)
+    seed: int = key("seeds adapter, data order and dropout", "integer", at_least=0, at_most=2**32 - 1)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     quantization: Quantization | None = field(default_factory=Quantization)

@@ -2,13 +2,13 @@
 
 The chat template is rendered around placeholders; its own pieces are encoded with control tokens, the contents without.
 A control token typed into a message therefore stays text, in training as in chat, and the taught tokens are known
-exactly: each answer and the end-of-turn token that follows it. The result equals `tokenizer.apply_chat_template` on any
-text that holds no control tokens, and Meta's reference `ChatFormat` on any text (both are tested).
+exactly: each answer and the end-of-turn token that follows it. On stripped text the result equals
+`tokenizer.apply_chat_template` where no control token is typed, and Meta's reference `ChatFormat` even where one is.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -69,38 +69,36 @@ def encode(
     return Encoded(ids, taught)
 
 
-def fit(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_length: int) -> Encoded | None:
-    """Encode within `max_length` tokens, leaving out the earliest exchanges if need be.
-
-    Returns None where the last question and its whole answer do not fit: an answer is never cut.
-    """
-    system, turns = messages[:1], messages[1:]
-    while turns:
-        encoded = encode(tokenizer, system + turns)
-        if len(encoded.input_ids) <= max_length:
-            return encoded
-        turns = turns[2:]
-    return None
-
-
-def tokenize(
+def fit(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], max_length: int
-) -> tuple[Dataset, list[Reject]]:
-    """Turn conversations into the columns that SFTTrainer takes as they are: input_ids, and labels (-100: not taught).
+) -> tuple[list[Conversation], list[Reject]]:
+    """Shorten conversations to `max_length` tokens by leaving out their earliest exchanges.
 
-    Also returns the conversations that do not fit in `max_length` tokens. Raises `Refusal` if none does.
+    An answer is never cut: where the last question and its answer do not fit, the conversation is rejected. Raises
+    `Refusal` if that is all of them.
     """
-    rows, too_long = [], []
+    fitting, too_long = [], []
     for conversation in conversations:
-        encoded = fit(tokenizer, conversation.messages, max_length)
-        if encoded is None:
+        system, turns = conversation.messages[:1], conversation.messages[1:]
+        while turns and len(encode(tokenizer, system + turns).input_ids) > max_length:
+            turns = turns[2:]
+        if turns:
+            fitting.append(replace(conversation, messages=system + turns))
+        else:
             reason = f"whose answer does not fit in trainer.max_length={max_length} tokens"
             too_long.append(Reject(conversation.row, reason, conversation.messages))
-            continue
-        labels = [i if keep else -100 for i, keep in zip(encoded.input_ids, encoded.taught, strict=True)]
-        rows.append({"input_ids": encoded.input_ids, "labels": labels})
-    if not rows:
+    if not fitting:
         raise Refusal(
             f"no conversation fits in trainer.max_length={max_length} tokens: raise it, or shorten data.system_prompt"
         )
-    return Dataset.from_list(rows), too_long
+    return fitting, too_long
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> Dataset:
+    """Turn conversations into the columns that SFTTrainer takes as is: input_ids, and labels (-100: not taught)."""
+    rows = []
+    for conversation in conversations:
+        encoded = encode(tokenizer, conversation.messages)
+        labels = [i if keep else -100 for i, keep in zip(encoded.input_ids, encoded.taught, strict=True)]
+        rows.append({"input_ids": encoded.input_ids, "labels": labels})
+    return Dataset.from_list(rows)

@@ -6,7 +6,6 @@ The only module that knows bitsandbytes.
 import gc
 import hashlib
 import logging
-import os
 from typing import Any
 
 import psutil
@@ -19,8 +18,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_flash_attn_2_available
 
-from medtune.config import Dtype, Model, Quantization, QuantizationType, Refusal
+from medtune.config import Attention, Dtype, Model, Quantization, QuantizationType, Refusal
 from medtune.weights import from_source, locate
 
 log = logging.getLogger(__name__)
@@ -49,15 +49,17 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(model: Model, quantization: Quantization | None, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Load the base, quantized and frozen, on the GPU if there is one.
+def load_base(
+    model: Model, quantization: Quantization | None, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> PreTrainedModel:
+    """Load the base, quantized and frozen, on `device`.
 
     Its generation stops at any of `model.stop_tokens`, and its name is the hub id, whatever folder it came from.
-    Raises `Refusal` when the weights cannot be had or this machine cannot hold them.
+    Raises `Refusal` when the weights cannot be had, or the attention kernel is not installed.
     """
-    device = device_for(model)
+    if model.attn_implementation is Attention.flash_attention_2 and not is_flash_attn_2_available():
+        raise Refusal("model.attn_implementation=flash_attention_2 needs a GPU and the package flash-attn: choose sdpa")
     dtype = dtype_for(model, device)
-    require_memory(model, quantization, device)
     source = locate(model)
     base = from_source(
         model,
@@ -89,9 +91,9 @@ def load_base(model: Model, quantization: Quantization | None, tokenizer: PreTra
 
 
 def device_for(model: Model) -> torch.device:
-    """The GPU of this process, or the CPU. Raises `Refusal` for a model that needs a GPU where there is none."""
+    """The first GPU, or the CPU. Raises `Refusal` for a model that needs a GPU where there is none."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", 0)
     if model.needs_gpu:
         raise Refusal(
             f"{model.hub_id} needs an NVIDIA GPU, and PyTorch finds none on this machine: run it where there is one, "
@@ -187,8 +189,6 @@ def fingerprint(base: PreTrainedModel) -> str:
     """sha256 over the name, shape, type and bytes of every frozen tensor: equal means the same base to the bit."""
     digest = hashlib.sha256()
     for name, tensor in base.state_dict().items():
-        if "lora_" in name:
-            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from medtune.result import write_json
 from medtune.samples import Question, answer
 from medtune.tracking import Tracker
 
@@ -43,10 +44,15 @@ class Report(TrainerCallback):
     """
 
     def __init__(
-        self, tracker: Tracker, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Question], max_new_tokens: int
+        self,
+        tracker: Tracker,
+        tokenizer: PreTrainedTokenizerBase,
+        asked: Sequence[Question],
+        max_new_tokens: int,
+        metrics_file: Path,
     ) -> None:
         self.tracker, self.tokenizer, self.asked = tracker, tokenizer, asked
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens, self.metrics_file = max_new_tokens, metrics_file
         self.evaluations: list[Evaluation] = []
         self.seconds = 0.0  # in training steps alone, evaluations left out
         self.tokens = 0
@@ -59,6 +65,17 @@ class Report(TrainerCallback):
     def tokens_per_second(self) -> float:
         """Training rate over the whole run; padding does not count."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    def metrics(self) -> dict[str, Any]:
+        """The numbers a member is compared by: the base (step 0), its best and its last evaluation, rate and memory."""
+        base, *trained = self.evaluations
+        return {
+            "base": asdict(base),
+            "best": asdict(min(trained, key=lambda e: e.eval_loss)),
+            "final": asdict(trained[-1]),
+            "tokens_per_second": self.tokens_per_second,
+            "peak_memory_gb": peak_memory_gb(),
+        }
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,6 +117,8 @@ class Report(TrainerCallback):
             evaluation = Evaluation(state.global_step, logs["eval_loss"], logs["eval_perplexity"])
             self.evaluations.append(evaluation)
             self.tracker.log(state.global_step, {n: v for n, v in logs.items() if n.startswith("eval_")})
+            if state.global_step:  # at every evaluation: an interrupted run keeps its numbers
+                write_json(self.metrics_file, self.metrics())
             self.say(state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -124,17 +143,11 @@ class Report(TrainerCallback):
         if latest.step == 0:
             line += "  (the untuned base)"
         else:
-            left = elapsed / latest.step * (state.max_steps - latest.step)
-            line += f"  {self.tokens_per_second:.0f} tokens/s  {left / 60:.1f} min left"
+            line += f"  {self.tokens_per_second:.0f} tokens/s"
+            if left := state.max_steps - latest.step:
+                line += f"  {elapsed / latest.step * left / 60:.1f} min left"
         with logging_redirect_tqdm():
             log.info(line)
-
-
-def best_of(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """The numbers a member is compared by: the base (step 0), and its best and last evaluation."""
-    trained = [e for e in evaluations if e.step > 0]
-    best = min(trained, key=lambda e: e.eval_loss)
-    return {"base": asdict(evaluations[0]), "best": asdict(best), "final": asdict(trained[-1])}
 
 
 def reset_peak_memory() -> None:

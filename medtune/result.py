@@ -26,6 +26,14 @@ PACKAGES = (
 
 
 NOTHING = "(an empty answer)"
+FILE_ONLY = {"file_only": True}
+
+
+class OnScreen(logging.Filter):
+    """Keeps from the screen what is for train.log only: the command line says it in one line of its own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(record, "file_only", False)
 
 
 class Failure(Exception):
@@ -69,15 +77,15 @@ class Result:
             return self.end("done")
         if isinstance(error, KeyboardInterrupt):
             self.end("interrupted", "stopped by the user or the system")
-            log.warning("interrupted; what was saved stays in %s", self.out)
+            log.warning("interrupted", extra=FILE_ONLY)
             return None
         if isinstance(error, Refusal):
             self.end("refused", str(error))
-            log.error("%s", error)
+            log.error("%s", error, extra=FILE_ONLY)
             return None
         line = f"{kind.__name__ if kind else ''}: {error}".splitlines()[0]
         self.end("failed", line)
-        log.error("%s", line, exc_info=error)
+        log.error("%s", line, exc_info=error, extra=FILE_ONLY)
         raise Failure(f"{line} (traceback in {self.out / 'train.log'})") from error
 
     def end(self, status: str, error: str | None = None) -> None:
@@ -92,15 +100,15 @@ class Result:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader, or a crash, never meets half a file."""
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     unfinished.replace(path)
 
 
 def write_jsonl(path: Path, rows: Sequence[Any]) -> None:
-    """Write dataclass instances as JSON lines."""
-    with path.open("w", encoding="utf-8") as lines:
+    """Write dataclass instances as JSON lines, in ASCII: a rejected row may hold characters that UTF-8 cannot."""
+    with path.open("w", encoding="ascii") as lines:
         for row in rows:
-            lines.write(json.dumps(asdict(row), ensure_ascii=False, default=str) + "\n")
+            lines.write(json.dumps(asdict(row), default=str) + "\n")
 
 
 def plain(value: Any) -> Any:
@@ -116,20 +124,19 @@ def plain(value: Any) -> Any:
 
 def comparison(members: Sequence[Path]) -> str:
     """Base and members as a table, from the files in their folders: what was measured, and where the adapter is."""
+    bases: list[list[Any]] = []
     rows: list[list[Any]] = []
     for folder in members:
         run, metrics = read_json(folder / "run.json"), read_json(folder / "metrics.json")
-        if not metrics:
-            rows.append([folder.name, None, None, None, run.get("status", "not started"), run.get("error") or ""])
-            continue
-        if not any(row[0] == "untuned base" for row in rows):
+        best = metrics.get("best", {})
+        if metrics:
             base = metrics["base"]
-            rows.insert(0, ["untuned base", base["eval_loss"], base["perplexity"], None, "", ""])
-        best = metrics["best"]
-        minutes = run["seconds"] / 60
-        rows.append([folder.name, best["eval_loss"], best["perplexity"], minutes, "done", shown(folder / "adapter")])
+            bases.append(["untuned base", base["eval_loss"], base["perplexity"], None, "", ""])
+        status, minutes = run.get("status", "not started"), run["seconds"] / 60 if "seconds" in run else None
+        where = shown(folder / "adapter") if status == "done" else run.get("error") or ""
+        rows.append([folder.name, best.get("eval_loss"), best.get("perplexity"), minutes, status, where])
     headers = ["member", "eval_loss", "perplexity", "minutes", "status", "adapter"]
-    return tabulate(rows, headers, floatfmt=("", ".4f", ".2f", ".1f"), missingval="-")
+    return tabulate(bases[:1] + rows, headers, floatfmt=("", ".4f", ".2f", ".1f"), missingval="-")
 
 
 def answers(members: Sequence[Path]) -> str:
@@ -144,7 +151,8 @@ def answers(members: Sequence[Path]) -> str:
         asked = {row["step"]: row["answer"] for row in reversed(samples) if row["prompt"] == prompt}
         if not lines:
             lines = [f"Patient: {prompt}", f"untuned base: {asked[0] or NOTHING}"]
-        lines.append(f"{folder.name}: {asked[metrics['best']['step']] or NOTHING}")
+        if metrics["best"]["step"] in asked:  # unless it was interrupted before it had answered
+            lines.append(f"{folder.name}: {asked[metrics['best']['step']] or NOTHING}")
     return "\n\n".join(lines)
 
 
@@ -179,13 +187,13 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the checkout medtune runs from, '+changes' if files differ from it; None for an installed wheel."""
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")) != here.parent:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
             return None
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):

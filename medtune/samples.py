@@ -43,8 +43,8 @@ class Answer:
 
 def questions(samples: Samples, data: Data, validation: Sequence[Conversation]) -> list[Question]:
     """The configured prompts, then the last question of the first validation conversations."""
-    system = {"role": "system", "content": data.system_prompt}
-    fixed = [Question([system, {"role": "user", "content": prompt}], "") for prompt in samples.prompts]
+    system = {"role": "system", "content": data.system_prompt.strip()}
+    fixed = [Question([system, {"role": "user", "content": prompt.strip()}], "") for prompt in samples.prompts]
     held_out = [Question(c.messages[:-1], c.messages[-1]["content"]) for c in validation[: samples.held_out]]
     return fixed + held_out
 

@@ -3,6 +3,7 @@
 Every member is checked before the first trains; one member's failure never stops the others.
 """
 
+import gc
 import logging
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,10 +30,12 @@ def run_members(
             log.info("member %s of %s: %s", i + 1, len(overrides), name)
             error = run(i)
             if error is not None:
+                log.error("member %s did not finish: %s", i + 1, error)
                 errors[i] = (str(error) or type(error).__name__).splitlines()[0]
                 # The traceback's frames would keep the failed member's model in memory.
                 traceback.clear_frames(error.__traceback__)
                 del error
+            gc.collect()  # a model is part of reference cycles: without this the next member meets it in memory
             write_ledger(sweep, folders, overrides)
     finally:
         write_ledger(sweep, folders, overrides)
@@ -60,8 +63,16 @@ def write_ledger(sweep: Path, folders: Sequence[Path], overrides: Sequence[str])
     write_json(sweep / "sweep.json", {"members": rows})
 
 
-def require_distinct(folders: Sequence[Path], overrides: Sequence[str]) -> None:
-    """Raises `Refusal` when two members would write into one folder, or a folder holds a run already."""
+def labels(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """What tells members apart: of each member's overrides those that are not the same for all."""
+    differing = [place for place, values in enumerate(zip(*overrides, strict=True)) if len(set(values)) > 1]
+    return [",".join(words[place] for place in differing) or ",".join(words) for words in overrides]
+
+
+def require_distinct(sweep: Path, folders: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Raises `Refusal` when two members would write into one folder, or the sweep's folder holds a sweep already."""
+    if (sweep / "sweep.json").exists():
+        raise Refusal(f"{sweep} already holds a sweep, which would be overwritten: choose another hydra.sweep.dir")
     seen: dict[Path, str] = {}
     for folder, override in zip(folders, overrides, strict=True):
         if folder in seen:

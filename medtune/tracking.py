@@ -5,6 +5,7 @@ The only module that knows W&B. The files never depend on it, and it never stops
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,24 +29,22 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.run is not None:
-            self.run.finish(exit_code=0 if kind is None else 1)
+        self.send(lambda run: run.finish(exit_code=0 if kind is None else 1))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record numbers of one step; keys beginning with eval_ belong to an evaluation."""
         append(self.history, [{"step": step, **values}])
-        if self.run is not None:
-            named = {
-                f"eval/{k.removeprefix('eval_')}" if k.startswith("eval_") else f"train/{k}": v
-                for k, v in values.items()
-            }
-            self.run.log({"train/global_step": step, **named})
+        named = {
+            f"eval/{k.removeprefix('eval_')}" if k.startswith("eval_") else f"train/{k}": v for k, v in values.items()
+        }
+        self.send(lambda run: run.log({"train/global_step": step, **named}))
 
     def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Record the answers of one evaluation; `rows` have the keys of SAMPLE_COLUMNS but step."""
         rows = [{"step": step, **row} for row in rows]
         append(self.samples, rows)
-        if self.run is not None:
+
+        def log_table(run: Any) -> None:
             import wandb
 
             if self.table is None:
@@ -53,12 +52,23 @@ class Tracker:
                 self.table = wandb.Table(columns=list(SAMPLE_COLUMNS), log_mode="INCREMENTAL")
             for row in rows:
                 self.table.add_data(*(row[column] for column in SAMPLE_COLUMNS))
-            self.run.log({"train/global_step": step, "samples": self.table})
+            run.log({"train/global_step": step, "samples": self.table})
+
+        self.send(log_table)
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Record the numbers by which runs are compared."""
-        if self.run is not None:
-            self.run.summary.update(values)
+        self.send(lambda run: run.summary.update(values))
+
+    def send(self, action: Callable[[Any], None]) -> None:
+        """Do something with the W&B run; the first error ends W&B for this run, not the training."""
+        if self.run is None:
+            return
+        try:
+            action(self.run)
+        except Exception as error:
+            self.run = None
+            log.warning("W&B stopped (%s): history.jsonl and samples.jsonl go on", first_line(error))
 
 
 def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[str, Any]) -> Any:
@@ -89,11 +99,15 @@ def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[st
         try:
             run = open_run("online")
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             log.warning("W&B cannot be reached (%s): recording offline; `wandb sync` uploads it later", reason)
             run = open_run("offline")
     else:
-        run = open_run("offline")
+        try:
+            run = open_run("offline")
+        except Exception as error:
+            log.warning("W&B cannot start (%s): history.jsonl and samples.jsonl are written", first_line(error))
+            return None
     run.define_metric("train/global_step")
     run.define_metric("*", step_metric="train/global_step")
     run.define_metric("eval/loss", step_metric="train/global_step", summary="min")
@@ -109,6 +123,11 @@ def require_account(mode: WandbMode) -> None:
 
     if wbauth.authenticate_session(host=wandb.Settings().base_url, source="medtune", prompt=False) is None:
         raise Refusal("wandb=online needs an account: set WANDB_API_KEY, or run `wandb login`, or use wandb=offline")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:

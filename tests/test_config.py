@@ -94,6 +94,10 @@ def test_the_8b_experiment_is_qlora_as_published() -> None:
         (["model.pad_token='<|im_end|>'"], "is also a stop token"),
         (["model.stop_tokens=[]"], "no answer would ever end"),
         (["lora.target_modules=[]"], "nothing would train"),
+        (["lora.target_modules=[q_proj,q_proj]"], "names a layer twice"),
+        (["name=../../elsewhere"], "name=../../elsewhere: results go to a folder of this name"),
+        (["name=''"], "name=: results go to a folder of this name"),
+        (["data=local", "data.path=/proc"], "data.path=/proc: a folder, not a file"),
         (["quantization=int8", "quantization.double_quantization=true"], "works with nf4 and fp4 only"),
         (["samples.prompts=[]", "samples.held_out=0"], "no answers to look at"),
         (["name=hf_abcdefghijklmnopqrstuvwxyz"], "looks like a secret"),
@@ -147,8 +151,8 @@ def test_a_learning_rate_given_as_text_is_a_number_or_refused() -> None:
         (
             ["lora.r=4,8", "quantization=int8,nf4", "quantization.double_quantization=true", "-m"],
             [
-                "lora.r=4 quantization=int8 quantization.double_quantization=True: quantization.double_quantization",
-                "lora.r=8 quantization=int8 quantization.double_quantization=True: quantization.double_quantization",
+                "lora.r=4,quantization=int8: quantization.double_quantization works with nf4 and fp4 only",
+                "lora.r=8,quantization=int8: quantization.double_quantization works with nf4 and fp4 only",
             ],
         ),
         (
@@ -161,6 +165,17 @@ def test_a_learning_rate_given_as_text_is_a_number_or_refused() -> None:
         ),
         (["lora.r=8,8", "-m"], ["two members are the same: lora.r=8 and lora.r=8"]),
         (["hydra.run.dir=/proc/nowhere/run"], ["choose another folder"]),
+        (["quantization=null"], ["quantization=None: did you mean quantization=none?"]),
+        (["seed=${nope}"], ["Interpolation key 'nope' not found"]),
+        (["lora.r=${oc.env:UNSET_HERE}"], ["Environment variable 'UNSET_HERE' not found"]),
+        (["model.architecture={hidden_size:3}"], ["HYDRA_FULL_ERROR=1 shows where"]),
+        (["lora.r=1,2", "-m", "--cfg", "job"], ["--cfg shows one run: leave -m out"]),
+        (["~lora"], ["~lora: nothing can be taken out of a run"]),
+        (["hydra/launcher=joblb"], ["hydra/launcher=joblb: there is basic, sequential"]),
+        (["hydra.run.dirr=x"], ["Could not override 'hydra.run.dirr'"]),
+        (["LORA.R=8"], ["LORA.R: did you mean lora.r?"]),
+        (["seed=99999999999"], ["seed must be at least 0 and at most 4294967295 (integer), not 99999999999"]),
+        (["lora.r=1,2", "hydra.sweeper.max_batch_size=1", "-m"], ["hydra.sweeper.max_batch_size: members run one"]),
     ],
 )
 def test_a_mistake_is_one_line_each_before_anything_runs(words: list[str], lines: list[str], tmp_path: Path) -> None:

@@ -71,23 +71,24 @@ def test_control_tokens_in_text_stay_text(tokenizer: Tokenizer, token: str, role
 
 def test_a_long_conversation_loses_its_earliest_turns(tokenizer: Tokenizer) -> None:
     messages = dialogue("first question " * 20, "first answer " * 20, "last question", "the last answer")
-    whole = encode(tokenizer, messages)
-    short = fit(tokenizer, messages, len(whole.input_ids) - 1)
-    assert short is not None and short.input_ids == encode(tokenizer, [SYSTEM, *messages[3:]]).input_ids
-    assert taught_text(tokenizer, short) == "the last answer<|im_end|>"
-    assert fit(tokenizer, messages, len(whole.input_ids)) == whole
-    assert fit(tokenizer, messages, len(short.input_ids) - 1) is None
+    conversation, length = Conversation(1, messages, "g"), len(encode(tokenizer, messages).input_ids)
+    assert fit(tokenizer, [conversation], length) == ([conversation], [])
+    (short,), rejects = fit(tokenizer, [conversation], length - 1)
+    assert short.messages == [SYSTEM, *messages[3:]] and rejects == []
+    assert taught_text(tokenizer, encode(tokenizer, short.messages)) == "the last answer<|im_end|>"
 
 
 def test_an_answer_that_does_not_fit_is_counted_not_cut(tokenizer: Tokenizer) -> None:
     short, long = dialogue("q", "a"), dialogue("q", "much longer answer " * 30)
-    dataset, too_long = tokenize(tokenizer, [Conversation(8, long, "", "g"), Conversation(9, short, "", "h")], 60)
-    assert len(dataset) == 1 and [r.row for r in too_long] == [8]
+    kept, too_long = fit(tokenizer, [Conversation(8, long, "g"), Conversation(9, short, "h")], 60)
+    assert [c.row for c in kept] == [9] and [r.row for r in too_long] == [8]
     assert "whose answer does not fit in trainer.max_length=60 tokens" in too_long[0].reason
-    labels = [i for i in dataset[0]["labels"] if i != -100]
+    (row,) = tokenize(tokenizer, kept)
+    assert row["input_ids"] == encode(tokenizer, short).input_ids
+    labels = [i for i in row["labels"] if i != -100]
     assert tokenizer.decode(labels) == "a<|im_end|>"
     with pytest.raises(Refusal, match=r"no conversation fits in trainer\.max_length=5 tokens"):
-        tokenize(tokenizer, [Conversation(1, short, "", "g")], 5)
+        fit(tokenizer, [Conversation(1, short, "g")], 5)
 
 
 def test_templates_that_cannot_be_taught_are_refused(tokenizer: Tokenizer) -> None:
@@ -104,3 +105,11 @@ def test_templates_that_cannot_be_taught_are_refused(tokenizer: Tokenizer) -> No
 def test_every_fixture_conversation_teaches_something(tokenizer: Tokenizer) -> None:
     for row in conversations(9):
         assert any(encode(tokenizer, [SYSTEM, *row["messages"]]).taught)
+
+
+def test_a_template_that_prints_the_date_prints_the_same_one_every_day(tokenizer: Tokenizer) -> None:
+    dated = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        chat_template="{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + CHATML,
+    )
+    assert dated.decode(encode(dated, dialogue("q", "a")).input_ids).startswith("26 Jul 2024<|im_start|>")

@@ -12,8 +12,9 @@ import pytest
 from conftest import compose, conversations, write_jsonl
 
 from medtune.config import Data, Refusal
-from medtune.data import BUNDLED, describe_rejects, prepare
+from medtune.data import BUNDLED, Conversation, describe_rejects, prepare
 from medtune.data.split import split
+from medtune.result import write_jsonl as write_rejects
 
 GOOD = [{"role": "user", "content": "I have a cough."}, {"role": "assistant", "content": "Rest and drink."}]
 
@@ -82,11 +83,7 @@ def test_split_moves_no_old_row_when_rows_are_added(tmp_path: Path) -> None:
 
 
 def test_fractions_hold_on_average() -> None:
-    prepared = [c for row in conversations(50) for c in [row]]
-    assert prepared
-    from medtune.data import Conversation
-
-    rows = [Conversation(i, GOOD, "", f"group {i}") for i in range(4000)]
+    rows = [Conversation(i, GOOD, f"group {i}") for i in range(4000)]
     sizes = [len(part) for part in split(rows, 0.2, 0.1)]
     assert sizes == [pytest.approx(n, rel=0.1) for n in (2800, 800, 400)]
 
@@ -148,12 +145,20 @@ def test_a_bad_row_costs_itself_and_is_kept_with_its_reason(tmp_path: Path, mess
 
 def test_broken_json_lines_cost_only_themselves(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", conversations(40))
-    path.write_text('{"messages": [\n' + path.read_text() + "[1, 2]\n", encoding="utf-8")
+    hostile = ["[1, 2]", '{"messages": ' + "9" * 5000 + "}", "[" * 100_000, '{"messages": "\\ud83d"}']
+    hostile += [json.dumps({"messages": [{"role": "user", "content": "half a \ud83d"}, GOOD[1]]})]
+    path.write_text('{"messages": [\n' + path.read_text() + "\n".join(hostile), encoding="utf-8")
     prepared = prepare(local(path))
     assert [(r.row, r.reason) for r in prepared.rejects] == [
         (1, "of broken JSON"),
         (42, "that are no {column: value} objects"),
+        (43, "of broken JSON"),
+        (44, "of broken JSON"),
+        (45, "whose messages are no list of {role, content}"),
+        (46, "with broken characters (half of a surrogate pair)"),
     ]
+    write_rejects(tmp_path / "rejects.jsonl", prepared.rejects)
+    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 6
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -171,7 +176,13 @@ def write(path: Path, content: str | bytes) -> Path:
         ("rows.json", "{}", "must hold a list of rows"),
         ("rows.parquet", "x", "not a Parquet file"),
         ("rows.jsonl", b'{"messages": "\xe9"}', "not UTF-8 text"),
-        ("rows.jsonl", '{"question": "q", "reply": "a"}', "no such column, it has question, reply. Map them"),
+        (
+            "rows.jsonl",
+            '{"question": "q", "reply": "a"}',
+            "it has question, reply: data.columns.messages=COL",
+        ),
+        ("rows.csv", "Patient;Doctor\nq;a\n", r"save the file with commas between the columns, not ';'"),
+        ("rows.csv", 'messages\n"never closed\n', "broken CSV near line 1: unexpected end"),
         ("rows.jsonl", '{"messages": []}\n' * 3, r"3 rows without an answer \(rows 1, 2, 3\)"),
         ("rows.jsonl", json.dumps({"messages": GOOD}), "the (training|validation) split is empty: .* 1 groups"),
     ],

@@ -17,6 +17,7 @@ from medtune import model, weights
 from medtune.config import Refusal, Run
 
 Compose = Callable[..., Run]
+CPU = torch.device("cpu")
 
 
 def slow_make(folder: Path) -> None:
@@ -62,7 +63,7 @@ def test_an_unfinished_conversion_leaves_nothing(tmp_path: Path, monkeypatch: py
 )
 def test_quantization_is_what_the_configuration_says(tiny_run: Compose, quantization: str, layer: type | None) -> None:
     run = tiny_run(f"quantization={quantization}", "model.dtype=bfloat16")
-    base = model.load_base(run.model, run.quantization, model.load_tokenizer(run.model))
+    base = model.load_base(run.model, run.quantization, model.load_tokenizer(run.model), CPU)
     projection = base.model.layers[0].self_attn.q_proj
     assert not any(p.requires_grad for p in base.parameters())
     assert base.name_or_path == "medtune/tiny-test"
@@ -80,7 +81,7 @@ def test_quantization_is_what_the_configuration_says(tiny_run: Compose, quantiza
 def test_tokens_that_end_and_fill(tiny_run: Compose) -> None:
     run = tiny_run()
     tokenizer = model.load_tokenizer(run.model)
-    base = model.load_base(run.model, run.quantization, tokenizer)
+    base = model.load_base(run.model, run.quantization, tokenizer, CPU)
     stops = base.generation_config.eos_token_id
     assert stops == [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
     assert tokenizer.pad_token_id not in stops and base.generation_config.pad_token_id == tokenizer.pad_token_id
@@ -120,14 +121,17 @@ def hub_error(kind: type) -> Exception:
     [
         (hub_error(GatedRepoError), "Meta-Llama-3-8B-Instruct is gated: accept its licence at .*hf auth login"),
         (hub_error(RepositoryNotFoundError), "is not on the Hugging Face Hub, or private"),
+        (httpx.ConnectError("no network"), "cannot be fetched from the Hugging Face Hub: check the network"),
         (LocalEntryNotFoundError("no network"), "cannot be fetched from the Hugging Face Hub: check the network"),
     ],
 )
 def test_hub_models_that_cannot_be_had(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise OSError("cannot load") from error
+        if isinstance(error, LocalEntryNotFoundError):  # as transformers wraps it
+            raise OSError("cannot load") from error
+        raise error
 
-    monkeypatch.setattr(model.AutoTokenizer, "from_pretrained", fail)
+    monkeypatch.setattr(weights.HfApi, "model_info", fail)
     with pytest.raises(Refusal, match=line) as refusal:
         model.load_tokenizer(compose("model=llama3_8b").model)
     assert len(refusal.value.lines) == 1
@@ -149,11 +153,8 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weight_estimate_is_the_loaded_size(tiny_run: Compose) -> None:
-    from conftest import SPECIAL
-
-    assert SPECIAL
     run = tiny_run("model.dtype=bfloat16")
-    base = model.load_base(run.model, None, model.load_tokenizer(run.model))
+    base = model.load_base(run.model, None, model.load_tokenizer(run.model), CPU)
     run.model.parameters = sum(p.numel() for p in base.parameters())
     run.model.embedding_parameters = 2 * base.get_input_embeddings().weight.numel()
     assert model.weight_bytes(run.model, None) == pytest.approx(base.get_memory_footprint(), rel=0.01)
@@ -176,7 +177,7 @@ def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_embedded_model_in_4_bits() -> None:
     run = compose()
     tokenizer = model.load_tokenizer(run.model)
-    base = model.load_base(run.model, run.quantization, tokenizer)
+    base = model.load_base(run.model, run.quantization, tokenizer, CPU)
     assert run.model.parameters == 134515008 and base.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert base.get_memory_footprint() < 120e6
     assert base.get_memory_footprint() == pytest.approx(model.weight_bytes(run.model, run.quantization), rel=0.05)
@@ -194,9 +195,16 @@ def test_float16_on_a_cpu_is_refused() -> None:
 
 def test_conversations_longer_than_the_context_are_refused(tiny_run: Compose) -> None:
     run = tiny_run()
-    base = model.load_base(run.model, run.quantization, model.load_tokenizer(run.model))
+    base = model.load_base(run.model, run.quantization, model.load_tokenizer(run.model), CPU)
     model.require_context(base, 512)
     with pytest.raises(
         Refusal, match=r"trainer\.max_length=513 is more than the 512 tokens that medtune/tiny-test reads"
     ):
         model.require_context(base, 513)
+
+
+def test_flash_attention_without_its_package_is_refused(tiny_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "is_flash_attn_2_available", lambda: False)
+    run = tiny_run("model.attn_implementation=flash_attention_2")
+    with pytest.raises(Refusal, match="needs a GPU and the package flash-attn: choose sdpa"):
+        model.load_base(run.model, run.quantization, model.load_tokenizer(run.model), CPU)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from medtune import tracking
 from medtune.config import Refusal, Wandb, WandbMode
 from medtune.tracking import Tracker, require_account
 
@@ -63,4 +62,29 @@ def test_a_failing_run_ends_its_wandb_run_as_failed(tmp_path: Path) -> None:
     ):
         tracker.run = type("Run", (), {"finish": lambda self, exit_code: ended.append(exit_code)})()
         raise RuntimeError
-    assert ended == [1] and tracking
+    assert ended == [1]
+
+
+def test_wandb_errors_never_reach_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def log(self, values: object) -> None:
+            raise OSError("disk full")
+
+    with Tracker(tmp_path, Wandb(WandbMode.disabled, "medtune", None), "m", "s", {}) as tracker:
+        tracker.run = Broken()
+        tracker.log(1, {"loss": 2.0})
+        tracker.log(2, {"loss": 1.0})
+    assert [json.loads(line)["step"] for line in tracker.history.read_text().splitlines()] == [1, 2]
+    assert caplog.text.count("W&B stopped (disk full)") == 1
+
+
+def test_wandb_that_cannot_start_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import wandb
+
+    def broken(**_: object) -> None:
+        raise wandb.errors.UsageError("no service")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    with Tracker(tmp_path, Wandb(WandbMode.offline, "medtune", None), "m", "s", {}) as tracker:
+        tracker.log(1, {"loss": 2.0})
+    assert tracker.run is None and tracker.history.exists()

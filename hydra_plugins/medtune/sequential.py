@@ -30,17 +30,20 @@ class SequentialLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Hydra loads every launcher it finds, also for `--cfg`: medtune's modules only when one launches.
         from medtune.checks import typed
-        from medtune.config import Refusal
-        from medtune.sweep import require_distinct, run_members
+        from medtune.config import Refusal, folder_name
+        from medtune.sweep import labels, require_distinct, run_members
 
+        if self.config.hydra.sweeper.get("max_batch_size"):
+            raise Refusal("hydra.sweeper.max_batch_size: members run one after another anyway; leave it out")
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        names = [" ".join(filter_overrides(overrides)) for overrides in job_overrides]
+        names = labels([filter_overrides(overrides) for overrides in job_overrides])
         configs, problems = [], []
         for i, overrides in enumerate(job_overrides):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             with open_dict(config):
                 config.hydra.job.id = config.hydra.job.num = initial_job_idx + i
+                config.hydra.sweep.subdir = folder_name([names[i]])
             configs.append(config)
             task = config.copy()
             with open_dict(task):
@@ -51,8 +54,9 @@ class SequentialLauncher(Launcher):
                 problems += [f"{names[i]}: {line}" for line in refusal.lines]
         if problems:
             raise Refusal(*problems)
-        folders = [Path(c.hydra.sweep.dir).absolute() / c.hydra.sweep.subdir for c in configs]
-        require_distinct(folders, names)
+        sweep = Path(self.config.hydra.sweep.dir).absolute()
+        folders = [sweep / c.hydra.sweep.subdir for c in configs]
+        require_distinct(sweep, folders, names)
         returns: list[JobReturn] = []
 
         def run(i: int) -> BaseException | None:
@@ -67,5 +71,5 @@ class SequentialLauncher(Launcher):
             returns.append(returned)
             return returned._return_value if returned.status is JobStatus.FAILED else None
 
-        run_members(Path(self.config.hydra.sweep.dir).absolute(), folders, names, run)
+        run_members(sweep, folders, names, run)
         return returns

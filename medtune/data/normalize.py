@@ -21,7 +21,6 @@ class Conversation:
 
     row: int
     messages: list[dict[str, str]]
-    topic: str
     group: str
 
 
@@ -58,11 +57,10 @@ def normalize(rows: Iterable[Row], columns: Columns, system_prompt: str) -> tupl
             rejects.append(Reject(number, str(unusable), content))
             continue
         if messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system_prompt})
+            messages.insert(0, {"role": "system", "content": system_prompt.strip()})
         group = row.get(columns.group) if columns.group else None
-        topic = row.get("topic")
         group = question_id(messages) if group is None else str(group)
-        conversations.append(Conversation(number, messages, str(topic or ""), group))
+        conversations.append(Conversation(number, messages, group))
     if found:
         require_columns(list(found), columns)
     return conversations, rejects
@@ -72,9 +70,13 @@ def require_columns(found: list[str], columns: Columns) -> None:
     """Raises `Refusal` when a mapped column is in no row: the mapping is wrong, not the rows."""
     for name, column in asdict(columns).items():
         if column and column not in found:
+            hint = f"data.columns.{name}=COLUMN"
+            if name == "messages":
+                hint += ", or data.columns.messages=null data.columns.question=COLUMN data.columns.answer=COLUMN"
+            if len(found) == 1 and (mark := next((m for m in ";\t|" if m in found[0]), None)):
+                hint = f"save the file with commas between the columns, not {mark!r}"
             raise Refusal(
-                f"data.columns.{name}={column}: the file has no such column, it has {', '.join(found)}. Map them, as "
-                "data.columns.messages=null data.columns.question=COLUMN data.columns.answer=COLUMN"
+                f"data.columns.{name}={column}: the file has no such column, it has {', '.join(found)}: {hint}"
             )
 
 
@@ -85,7 +87,7 @@ def messages_of(row: dict[str, Any], columns: Columns) -> Any:
         if isinstance(messages, str):  # a CSV cell
             try:
                 return json.loads(messages)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 raise Unusable("whose messages are no list of {role, content}") from None
         return messages
     return [
@@ -105,6 +107,8 @@ def checked(messages: Any) -> list[dict[str, str]]:
         if m.get("content") is not None and not isinstance(m["content"], str):
             raise Unusable(f"whose {m['role']} message is not text")
     clean = [{"role": m["role"], "content": (m.get("content") or "").strip()} for m in messages]
+    if any("\ud800" <= character <= "\udfff" for m in clean for character in m["content"]):
+        raise Unusable("with broken characters (half of a surrogate pair)")
     turns = clean[1:] if clean and clean[0]["role"] == "system" else clean
     if not turns or turns[-1]["role"] != "assistant" or not turns[-1]["content"]:
         raise Unusable("without an answer")

@@ -37,7 +37,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
             if line.strip():
                 try:
                     yield number, json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:  # broken, a number too long, or nested too deep
                     yield number, error
 
 
@@ -46,6 +46,8 @@ def read_json(path: Path) -> Iterator[Row]:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise Refusal(f"data.path={path}: broken JSON in line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"data.path={path}: broken JSON: {error}") from None
     if not isinstance(rows, list):
         raise Refusal(f"data.path={path}: the file must hold a list of rows, as [{{…}}, {{…}}]")
     yield from enumerate(rows, 1)
@@ -54,7 +56,11 @@ def read_json(path: Path) -> Iterator[Row]:
 def read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB cuts long consultations off with an error
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        yield from enumerate(csv.DictReader(lines), 1)
+        rows = csv.DictReader(lines, strict=True)  # otherwise an unclosed quote swallows the rows after it
+        try:
+            yield from enumerate(rows, 1)
+        except csv.Error as error:
+            raise Refusal(f"data.path={path}: broken CSV near line {rows.line_num}: {error}") from None
 
 
 def read_parquet(path: Path) -> Iterator[Row]:

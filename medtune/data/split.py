@@ -16,7 +16,8 @@ def split(
     validation: list[Conversation] = []
     test: list[Conversation] = []
     for conversation in conversations:
-        place = int.from_bytes(hashlib.sha256(conversation.group.encode()).digest()[:8], "big") / 2**64
+        digest = hashlib.sha256(conversation.group.encode("utf-8", "surrogatepass")).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
         if place < validation_fraction:
             validation.append(conversation)
         elif place < validation_fraction + test_fraction:
