@@ -126,7 +126,7 @@ class Data:
     columns: Columns = field(default_factory=Columns)
     system_prompt: str = key("put before every conversation that brings none", "text")
     validation_fraction: float = key("groups kept for evaluation during training", "share", above=0, below=1)
-    test_fraction: float = key("groups kept for the final comparison", "share", at_least=0, below=1)
+    test_fraction: float = key("groups kept aside until the choice is made", "share", at_least=0, below=1)
 
 
 @dataclass

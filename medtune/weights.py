@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from filelock import FileLock
 from huggingface_hub import HfApi, try_to_load_from_cache
@@ -45,7 +44,12 @@ def locate(model: Model) -> str:
 def require_reachable(model: Model) -> None:
     """Ask the hub once, with a short limit, unless the model is here already: loading would retry for a minute."""
     if not isinstance(try_to_load_from_cache(model.hub_id, "config.json", revision=model.revision), str):
-        HfApi().model_info(model.hub_id, revision=model.revision, timeout=10)
+        try:
+            HfApi().model_info(model.hub_id, revision=model.revision, timeout=10)
+        except HfHubHTTPError:
+            raise
+        except Exception as error:  # of whichever HTTP library the hub's client uses
+            raise OSError("the hub does not answer") from error
 
 
 def from_source(model: Model, load: Callable[[], Any]) -> Any:
@@ -61,7 +65,7 @@ def from_source(model: Model, load: Callable[[], Any]) -> Any:
             raise Refusal(f"model.revision={model.revision}: {model.hub_id} has no such revision") from error
         if any(isinstance(e, RepositoryNotFoundError) for e in causes):
             raise Refusal(f"{model.hub_id} is not on the Hugging Face Hub, or private: check model.hub_id") from error
-        if isinstance(error, OSError | HfHubHTTPError | httpx.HTTPError) and model.weights is Weights.hub:
+        if isinstance(error, OSError | HfHubHTTPError) and model.weights is Weights.hub:
             raise Refusal(
                 f"{model.hub_id} cannot be fetched from the Hugging Face Hub: check the network, or download it "
                 "elsewhere and use model.weights=folder model.path=FOLDER"
