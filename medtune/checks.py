@@ -147,6 +147,11 @@ def lookup(path: str) -> tuple[type, Field, Any]:
     raise KeyError(path)
 
 
+def is_mapping(path: str) -> bool:
+    """Whether the key holds a mapping with names of its own, as model.architecture does."""
+    return path in keys() and any(get_origin(k) is dict for k in (lookup(path)[2], *get_args(lookup(path)[2])))
+
+
 def did_you_mean(path: str) -> str:
     """The line for an unknown key, naming the nearest right one."""
     candidates = list(keys())

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from medtune.checks import did_you_mean, keys, problem_with
+from medtune.checks import did_you_mean, is_mapping, keys, problem_with
 from medtune.config import Refusal, Run
 from medtune.result import Failure
 
@@ -85,8 +85,7 @@ def command(task: Callable[[DictConfig], Any], config_name: str) -> None:
         # Everything that a run raises is a Failure by now: this is a configuration that Hydra itself trips over.
         if full_error:
             raise
-        line = str(error).splitlines()[0]
-        leave(2, f"{type(error).__name__}: {line} (HYDRA_FULL_ERROR=1 shows where)")
+        leave(2, f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
 
 
 def leave(status: int, *lines: str) -> NoReturn:
@@ -146,6 +145,8 @@ def problems_typed(words: list[str]) -> Iterator[str]:
             continue
         elif name in groups():
             yield from unknown_options(override)
+        elif is_mapping(name.rpartition(".")[0]):
+            continue  # its names are another library's: Hydra says what is wrong with them
         elif name not in keys():
             near = difflib.get_close_matches(name, groups(), n=1)
             yield f"{name}: did you mean {near[0]}?" if near and "." not in name else did_you_mean(name)

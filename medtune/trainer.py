@@ -186,7 +186,7 @@ class AdapterTrainer(SFTTrainer):
         adapter.save(self.model, self.processing_class, Path(output_dir or str(self.args.output_dir)))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """A checkpoint is no release: no card."""
+        """adapter.save writes the card; TRL's would name this machine's folders."""
 
 
 def add_taught_loss(base: PreTrainedModel) -> None:

@@ -56,6 +56,12 @@ def test_every_key_is_documented_and_every_number_has_a_unit_and_a_range() -> No
             assert any(bound is not None for bound in entry.metadata["bounds"].values()), path
 
 
+def test_sizes_of_a_random_model_can_be_changed_one_by_one() -> None:
+    words = ["model=tiny_random", "model.architecture.num_hidden_layers=3", "--cfg", "job"]
+    answer = command(*words)
+    assert answer.returncode == 0 and "num_hidden_layers: 3\n" in answer.stdout
+
+
 def test_alpha_follows_a_swept_rank() -> None:
     for r in (4, 16, 64):
         lora = compose(f"lora.r={r}").lora
