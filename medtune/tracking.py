@@ -72,7 +72,7 @@ class Tracker:
 
 
 def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[str, Any]) -> Any:
-    """Start the W&B run of one member, or return None if disabled. Offline where the server cannot be reached."""
+    """Start the W&B run of one member: offline where the server cannot be reached, None where W&B is left out."""
     if wandb_config.mode is WandbMode.disabled:
         return None
     import wandb
@@ -89,29 +89,23 @@ def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[st
         finish_timeout=20,
     )
 
-    def open_run(mode: Literal["online", "offline"]) -> Any:
-        return wandb.init(
-            project=wandb_config.project, entity=wandb_config.entity, dir=str(out), mode=mode, name=name, group=group,
-            config=config, settings=settings, reinit="create_new",
-        )  # fmt: skip
-
+    modes: list[Literal["online", "offline"]] = ["offline"]
     if wandb_config.mode is WandbMode.online:
+        modes.insert(0, "online")
+    for mode in modes:
         try:
-            run = open_run("online")
+            run = wandb.init(
+                project=wandb_config.project, entity=wandb_config.entity, dir=str(out), mode=mode, name=name,
+                group=group, config=config, settings=settings, reinit="create_new",
+            )  # fmt: skip
         except Exception as error:
-            reason = first_line(error)
-            log.warning("W&B cannot be reached (%s): recording offline; `wandb sync` uploads it later", reason)
-            run = open_run("offline")
-    else:
-        try:
-            run = open_run("offline")
-        except Exception as error:
-            log.warning("W&B cannot start (%s): history.jsonl and samples.jsonl are written", first_line(error))
-            return None
-    run.define_metric("train/global_step")
-    run.define_metric("*", step_metric="train/global_step")
-    run.define_metric("eval/loss", step_metric="train/global_step", summary="min")
-    return run
+            log.warning("W&B cannot record %s (%s)", mode, first_line(error))
+            continue
+        run.define_metric("train/global_step")
+        run.define_metric("*", step_metric="train/global_step")
+        run.define_metric("eval/loss", step_metric="train/global_step", summary="min")
+        return run
+    return None
 
 
 def require_account(mode: WandbMode) -> None:
