@@ -18,7 +18,7 @@ def attach(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     """Attach a fresh adapter in float32, the only part that trains.
 
     The seed is set right before, so that a member of a sweep starts from the same weights as the same run alone,
-    whatever ran before it. Raises `Refusal` when the base has none of `lora.target_modules`.
+    whatever ran before it. Raises `Refusal` when one of `lora.target_modules` is no linear layer of the base.
     """
     # The head is left out: SFTTrainer takes the loss from its plain weights.
     linear = {n.rsplit(".", 1)[-1] for n, m in base.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -40,8 +40,7 @@ def to_float32(model: PeftModel) -> None:
 
 def trainable_parameters(model: PeftModel) -> tuple[int, int]:
     """(parameters that train, all parameters), counting a quantized weight as what it stands for."""
-    trained, total = model.get_nb_trainable_parameters()
-    return trained, total
+    return model.get_nb_trainable_parameters()
 
 
 class Damaged(Exception):

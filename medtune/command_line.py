@@ -1,6 +1,6 @@
 """What the user types becomes a composed configuration, and every mistake in it one line in the user's words.
 
-The only module besides `config.py` and the launcher that knows Hydra.
+Hydra is known here, to the launcher, and to the `main`s.
 """
 
 import difflib
@@ -70,14 +70,12 @@ def command(task: Callable[[DictConfig], Any], config_name: str) -> None:
             raise error
     except Refusal as refusal:
         leave(2, *refusal.lines)
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         leave(2, in_the_users_words(error))
     except KeyboardInterrupt:
         leave(130, "interrupted; what was saved stays")
     except Failure as failure:
         leave(1, *str(failure).splitlines())
-    except OmegaConfBaseException as error:
-        leave(2, in_the_users_words(error))
     except OSError as error:
         # Hydra makes the result folder before the run can check it.
         leave(2, f"{error.filename}: {error.strerror}: choose another folder with hydra.run.dir or hydra.sweep.dir")
@@ -159,9 +157,9 @@ def problems_typed(words: list[str]) -> Iterator[str]:
 
 def unknown_options(override: Override) -> Iterator[str]:
     """One line for each choice that a group does not have."""
-    group, known = override.key_or_group, options(override.key_or_group)
+    group = override.key_or_group
     for choice in map(str, values_of(override)):
-        if choice not in known:
+        if choice not in options(group):
             yield f"{group}={choice}: {nearest(group, choice)}"
 
 
@@ -191,11 +189,10 @@ def in_the_users_words(error: BaseException) -> str:
     if option := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
         return experiment_with(option[1], option[2]) + f"{option[1]}={option[2]}: {nearest(option[1], option[2])}"
     full_key = re.search(r"full_key: (\S+)", text)
-    if any(isinstance(e, InterpolationResolutionError) for e in chain) or not full_key:
+    interpolation = any(isinstance(e, InterpolationResolutionError) for e in chain)
+    if interpolation or not full_key or full_key[1].startswith("hydra."):
         return text.splitlines()[0]
     key, file, value = full_key[1], re.search(r"In '(\S+?)'", text), re.search(r"Value '(.*?)'", text)
-    if key.startswith("hydra."):
-        return text.splitlines()[0]
     where = ""
     if file and file[1].startswith("experiment/"):
         where = f"experiments/{file[1].removeprefix('experiment/')}.yaml: "

@@ -5,8 +5,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from conftest import compose, conversations, write_jsonl
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from conftest import compose, conversations, save_random_llama, write_jsonl
+from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from medtune.conversation import encode
@@ -110,21 +110,16 @@ def test_bundled_conversations_in_metas_format(llama3: PreTrainedTokenizerFast, 
 
 
 def test_a_model_with_the_real_vocabulary_trains(llama3: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    config = LlamaConfig(
-        vocab_size=len(llama3),
+    out = tmp_path / "run"
+    folder = save_random_llama(
+        tmp_path / "llama",
+        llama3,
         hidden_size=16,
         intermediate_size=32,
-        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=512,
-        bos_token_id=llama3.bos_token_id,
-        eos_token_id=llama3.eos_token_id,
         tie_word_embeddings=True,
     )
-    folder, out = tmp_path / "llama", tmp_path / "run"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    llama3.save_pretrained(folder)
     rows = write_jsonl(tmp_path / "rows.jsonl", conversations(40))
     run = compose(
         "model=llama3_1_8b",

@@ -137,8 +137,8 @@ def test_hub_models_that_cannot_be_had(error: Exception, line: str, monkeypatch:
     assert len(refusal.value.lines) == 1
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_8b_without_a_gpu_is_one_line() -> None:
+def test_8b_without_a_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(Refusal, match=r"needs an NVIDIA GPU, and PyTorch finds none .* model=smollm2_135m"):
         model.device_for(compose("experiment=llama3_8b").model)
 
