@@ -5,12 +5,15 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep train test lint clean
+.PHONY: help setup data sweep train test lint bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.complete ## make .venv and install everything into it; skipped when nothing changed
+
+data: setup ## look at the data before training; name yours as ARGS="data=local data.path=my.jsonl"
+	@$(BIN)/python -m medtune.data $(ARGS)
 
 sweep: setup ## train two adapters, ranks 16 and 32, and compare them with the untuned base
 	@$(BIN)/python -m medtune.train lora.r=16,32 -m $(ARGS)
@@ -23,6 +26,9 @@ test: setup ## run every test, the slow ones with the real small model included
 
 lint: setup ## check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy medtune
+
+bench: setup ## measure how fast 250,000 rows are prepared, and in how much memory
+	@$(BIN)/python tests/bench.py
 
 clean: ## remove .venv and caches; results in multirun/ stay
 	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache

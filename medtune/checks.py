@@ -1,67 +1,76 @@
 """A composed configuration -> a `Run`, or one line in the user's words for everything that is wrong with it."""
 
-import difflib
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import Field, fields, is_dataclass
-from enum import Enum
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medtune.config import QuantizationType, Refusal, Run, Source, Weights
+from medtune.choices import QuantizationType, Weights
+from medtune.config import BUNDLED, Data, Refusal, Run, Source
+from medtune.schema import did_you_mean, element, lookup, nested, spoken, typed_fields
+
+AnyRun = TypeVar("AnyRun", bound=Run)
 
 
-def typed(cfg: DictConfig) -> Run:
-    """Turn a composed configuration into a `Run` of plain Python values.
+def typed(cfg: DictConfig, schema: type[AnyRun]) -> AnyRun:
+    """Turn a composed configuration into a `Run`, or what extends it, of plain Python values.
 
     Raises `Refusal` with one line for every value that is missing, unknown, of the wrong type or out of range, and for
     every combination that cannot work.
     """
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
-    problems = list(problems_in(values))
+    problems = list(problems_in(values, schema))
     if problems:
         raise Refusal(*problems)
-    run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Run), values))
-    assert isinstance(run, Run)
+    run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    assert isinstance(run, schema)
     problems = list(impossible(run))
     if problems:
         raise Refusal(*problems)
     return run
 
 
-def problems_in(values: dict[Any, Any], schema: type = Run, prefix: str = "") -> Iterator[str]:
-    """One line for each missing, unknown, mistyped or out-of-range value of a nested dictionary."""
-    known = {f.name for f in fields(schema)}
+def problems_in(values: dict[Any, Any], schema: type, group: type | None = None, prefix: str = "") -> Iterator[str]:
+    """One line for each missing, unknown, mistyped or out-of-range value of a nested dictionary.
+
+    `group`: the dataclass of the part of `schema` that is at `prefix`.
+    """
+    group = group or schema
+    known = {f.name for f in fields(group)}
     for name in values:
         if name not in known:
-            yield did_you_mean(prefix + str(name))
-    for entry, kind in typed_fields(schema):
+            yield did_you_mean(prefix + str(name), schema)
+    for entry, kind in typed_fields(group):
         path = prefix + entry.name
         value = values.get(entry.name, MISSING)
         inner = nested(kind)
-        if inner and isinstance(value, dict):
-            yield from problems_in(value, inner, path + ".")
+        if (member := element(kind)) and isinstance(value, dict):
+            for name, values_of_member in value.items():
+                yield from problems_in(values_of_member, schema, member, f"{path}.{name}.")
+        elif inner and isinstance(value, dict):
+            yield from problems_in(value, schema, inner, path + ".")
         elif not (inner and value is None and type(None) in get_args(kind)):
-            problem = problem_with(path, value)
+            problem = problem_with(path, value, schema)
             if problem:
                 yield problem
 
 
-def problem_with(path: str, value: Any) -> str | None:
+def problem_with(path: str, value: Any, schema: type = Run) -> str | None:
     """What is wrong with `value` at the dotted key `path`, in one line; None if nothing is."""
-    schema, entry, kind = lookup(path)
+    group, entry, kind = lookup(path, schema)
     if value == MISSING:
         return f"{path} has no value: set {path}=… ({entry.metadata.get('doc', 'a group')})"
     if nested(kind):
         return f"{path} is a group, not a value: choose one with {path}=NAME, or set its keys, as {path}.KEY=…"
     try:
         # A fresh structured config per value: OmegaConf converts and checks exactly as the final merge will.
-        node = OmegaConf.structured(schema)
+        node = OmegaConf.structured(group)
         node[entry.name] = value
         value = OmegaConf.to_container(node)[entry.name]  # type: ignore[index, call-overload]
     except OmegaConfBaseException:
@@ -87,23 +96,10 @@ def problem_with(path: str, value: Any) -> str | None:
 
 def impossible(run: Run) -> Iterator[str]:
     """One line for each combination of valid values that cannot work together."""
-    data, model, columns = run.data, run.model, run.data.columns
+    data, model = run.data, run.model
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", run.name):
         yield f"name={run.name}: results go to a folder of this name: use letters, digits, _, . and - only"
-    if data.validation_fraction + data.test_fraction >= 1:
-        yield "data.validation_fraction + data.test_fraction must be below 1, or nothing is left to train on"
-    if data.source is Source.local:
-        if data.path is None:
-            yield "data=local needs a file: data.path=conversations.jsonl"
-        elif not Path(data.path).expanduser().is_file():
-            there = Path(data.path).expanduser().exists()
-            yield f"data.path={data.path}: {'a folder, not a file' if there else 'no such file'}"
-        if columns.messages and (columns.question or columns.answer):
-            yield "data.columns: give either messages, or question and answer, not both"
-        if not columns.messages and not (columns.question and columns.answer):
-            yield "data.columns: say where the text is: messages=COLUMN, or question=COLUMN and answer=COLUMN"
-    elif data.path is not None:
-        yield "data.path is only read by data=local"
+    yield from impossible_data(data)
     if model.weights is Weights.folder and model.path is None:
         yield "model.weights=folder needs model.path=FOLDER"
     if model.weights is not Weights.folder and model.path is not None:
@@ -124,64 +120,44 @@ def impossible(run: Run) -> Iterator[str]:
         yield "samples.prompts is empty and samples.held_out is 0: there would be no answers to look at"
 
 
-def keys(schema: type = Run, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the schema, groups included."""
-    for entry, kind in typed_fields(schema):
-        yield prefix + entry.name
-        if inner := nested(kind):
-            yield from keys(inner, f"{prefix}{entry.name}.")
+def impossible_data(data: Data) -> Iterator[str]:
+    """One line for each thing in conf/data that cannot work."""
+    sizes = {"validation_size": data.validation_size, "test_size": data.test_size}
+    for name, size in sizes.items():
+        if size >= 1 and size != int(size):
+            yield f"data.{name}={size}: below 1 it is a share, from 1 on a whole number of conversations"
+    if sum(size for size in sizes.values() if size < 1) >= 1:
+        yield "data.validation_size + data.test_size must be below 1, or nothing is left to train on"
+    if data.members and (data.path or data.hub_id):
+        yield "data.members: a mixture has no data of its own: data.members.NAME.path=FILE gives a member its file"
+    sources = {f"data.members.{name}": member for name, member in data.members.items()} or {"data": data}
+    for place, source in sources.items():
+        yield from impossible_source(source, place)
+    names = [member.name for member in data.members.values()]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"data.members: two sources are called {name}: set data.members.….name"
 
 
-def lookup(path: str) -> tuple[type, Field, Any]:
-    """The dataclass that holds the dotted key `path`, its field there, and the field's type. Raises KeyError."""
-    schema: type = Run
-    *groups, last = path.split(".")
-    for name in groups:
-        inner = nested(dict((f.name, kind) for f, kind in typed_fields(schema))[name])
-        if inner is None:
-            raise KeyError(path)
-        schema = inner
-    for entry, kind in typed_fields(schema):
-        if entry.name == last:
-            return schema, entry, kind
-    raise KeyError(path)
-
-
-def is_mapping(path: str) -> bool:
-    """Whether the key holds a mapping with names of its own, as model.architecture does."""
-    return path in keys() and any(get_origin(k) is dict for k in (lookup(path)[2], *get_args(lookup(path)[2])))
-
-
-def did_you_mean(path: str) -> str:
-    """The line for an unknown key, naming the nearest right one."""
-    candidates = list(keys())
-    near = difflib.get_close_matches(path.lower(), candidates, n=1, cutoff=0.75)
-    if not near:  # the right word in the wrong place: learning_rate for trainer.learning_rate
-        last = path.lower().rsplit(".", 1)[-1]
-        words = {candidate.rsplit(".", 1)[-1]: candidate for candidate in candidates}
-        near = [words[word] for word in difflib.get_close_matches(last, words, n=1, cutoff=0.6)]
-    return f"{path}: did you mean {near[0]}?" if near else f"{path}: no such key; --cfg job shows them all"
-
-
-def typed_fields(schema: type) -> list[tuple[Field, Any]]:
-    """The fields of a dataclass with their types."""
-    hints = get_type_hints(schema)
-    return [(f, hints[f.name]) for f in fields(schema)]
-
-
-def nested(kind: Any) -> type | None:
-    """The dataclass that a field's type is, or may be."""
-    return next((k for k in (kind, *get_args(kind)) if isinstance(k, type) and is_dataclass(k)), None)
-
-
-def spoken(kind: Any) -> str:
-    """A type in the user's words."""
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return "one of " + ", ".join(member.name for member in kind)
-    if get_origin(kind) is list:
-        return "a list, as [a,b]"
-    if get_origin(kind) is dict:
-        return "a mapping, as {a:1}"
-    if type(None) in get_args(kind):
-        return spoken(next(k for k in get_args(kind) if k is not type(None))) + " or null"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
+def impossible_source(source: Source, place: str) -> Iterator[str]:
+    """One line for each thing that cannot work in the source at the dotted key `place`."""
+    columns = source.columns
+    if source.path is None and source.hub_id is None:
+        command = f"{place}={source.name}" if place == "data" else place
+        yield f"{command} needs a file: {place}.path=conversations.jsonl"
+    elif source.name == "consultations" and not str(source.path).startswith(BUNDLED):
+        yield f"{place}.path={source.path}: the bundled consultations have their own file; for yours add data=local"
+    elif source.path is not None and not source.path.startswith(BUNDLED):
+        path = Path(source.path).expanduser()
+        if not path.is_file():
+            yield f"{place}.path={source.path}: {'a folder, not a file' if path.exists() else 'no such file'}"
+    if columns.messages and (columns.question or columns.answer):
+        yield f"{place}.columns: give either messages, or question and answer, not both"
+    elif bool(columns.question) != bool(columns.answer):
+        missing = "answer" if columns.question else "question"
+        yield f"{place}.columns: question and answer go together: name {place}.columns.{missing}=COLUMN too"
+    if source.group_pattern is not None:
+        try:
+            if re.compile(source.group_pattern).groups != 1:
+                yield f"{place}.group_pattern must have one group in brackets, the part of the question that names it"
+        except re.error as error:
+            yield f"{place}.group_pattern is no regular expression: {error}"

@@ -26,9 +26,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from medtune.checks import did_you_mean, is_mapping, keys, problem_with
-from medtune.config import Refusal, Run
+from medtune.checks import problem_with
+from medtune.config import Inspection, Refusal, Run
 from medtune.result import Failure
+from medtune.schema import did_you_mean, exists, is_mapping
 
 PACKAGE = Path(__file__).parent
 # In a wheel the YAML files are inside the package, in a checkout beside it.
@@ -36,8 +37,10 @@ HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF, EXPERIMENTS = HOME / "conf", HOME / "experiments"
 
 
-def command(task: Callable[[DictConfig], Any], config_name: str) -> None:
+def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = Run) -> None:
     """Run `task` on the configuration that the command line asks for; ends the process.
+
+    `schema`: the dataclass of that configuration.
 
     Exit status: 0 done, 1 a run failed, 2 refused before anything ran, 130 interrupted.
     """
@@ -49,7 +52,7 @@ def command(task: Callable[[DictConfig], Any], config_name: str) -> None:
         arguments = get_args_parser().parse_intermixed_args()
         # Hydra's own parsing takes options before the first or after the last override only.
         sys.argv[1:] = [word for word in sys.argv[1:] if word not in arguments.overrides] + arguments.overrides
-        problems = list(problems_typed(arguments.overrides))
+        problems = list(problems_typed(arguments.overrides, schema))
         if arguments.multirun and arguments.cfg:
             problems.append("--cfg shows one run: leave -m out and give each key one value")
         if problems:
@@ -71,7 +74,7 @@ def command(task: Callable[[DictConfig], Any], config_name: str) -> None:
     except Refusal as refusal:
         leave(2, *refusal.lines)
     except (HydraException, OmegaConfBaseException) as error:
-        leave(2, in_the_users_words(error))
+        leave(2, in_the_users_words(error, schema))
     except KeyboardInterrupt:
         leave(130, "interrupted; what was saved stays")
     except Failure as failure:
@@ -100,9 +103,10 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def register() -> None:
-    """Tell Hydra the schema and the experiments."""
+    """Tell Hydra the schemas and the experiments."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=Run)
+    store.store(name="inspection_schema", node=Inspection)
     for path in sorted(EXPERIMENTS.glob("*.yaml")):
         try:
             node = OmegaConf.load(path)
@@ -119,10 +123,10 @@ def options(group: str) -> list[str]:
 
 def groups() -> list[str]:
     """The groups of `conf/`, and `experiment`."""
-    return ["experiment", *sorted(path.name for path in CONF.iterdir() if path.is_dir())]
+    return ["experiment", *sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir())]
 
 
-def problems_typed(words: list[str]) -> Iterator[str]:
+def problems_typed(words: list[str], schema: type) -> Iterator[str]:
     """One line for each override that cannot be right, before Hydra composes anything."""
     parser = OverridesParser.create()
     for word in words:
@@ -134,7 +138,9 @@ def problems_typed(words: list[str]) -> Iterator[str]:
             yield f"{word}: not of the form key=value; {hint}"
             continue
         name = override.key_or_group
-        if override.is_delete():
+        if override.is_delete() and is_mapping(name.rpartition(".")[0]):
+            continue  # a member of a mixture
+        elif override.is_delete():
             yield f"{word}: nothing can be taken out of a run; change it, as {word.strip('~')}=…"
         elif name == "hydra.run.dir" and (Path(str(override.value())) / "run.json").exists():
             # Here, because Hydra writes its own files into the folder before the run could refuse.
@@ -145,12 +151,12 @@ def problems_typed(words: list[str]) -> Iterator[str]:
             yield from unknown_options(override)
         elif is_mapping(name.rpartition(".")[0]):
             continue  # its names are another library's: Hydra says what is wrong with them
-        elif name not in keys():
+        elif not exists(name, schema):
             near = difflib.get_close_matches(name, groups(), n=1)
-            yield f"{name}: did you mean {near[0]}?" if near and "." not in name else did_you_mean(name)
+            yield f"{name}: did you mean {near[0]}?" if near and "." not in name else did_you_mean(name, schema)
         else:
             for value in values_of(override):
-                problem = problem_with(name, value)
+                problem = problem_with(name, value, schema)
                 if problem:
                     yield problem
 
@@ -180,7 +186,7 @@ def values_of(override: Override) -> list[Any]:
     return [] if isinstance(value, str) and "${" in value else [value]
 
 
-def in_the_users_words(error: BaseException) -> str:
+def in_the_users_words(error: BaseException, schema: type) -> str:
     """Hydra's and OmegaConf's errors in one line that names the file and the key."""
     chain = [e for e in (error, error.__cause__, error.__context__) if e is not None]
     text = "\n".join(str(e) for e in chain)
@@ -198,9 +204,9 @@ def in_the_users_words(error: BaseException) -> str:
         where = f"experiments/{file[1].removeprefix('experiment/')}.yaml: "
     elif file and file[1] != "run_schema":
         where = f"{CONF.name}/{file[1]}.yaml: "
-    if key not in keys():
-        return where + did_you_mean(key)
-    return where + (problem_with(key, value[1] if value else "") or text.splitlines()[0])
+    if not exists(key, schema):
+        return where + did_you_mean(key, schema)
+    return where + (problem_with(key, value[1] if value else "", schema) or text.splitlines()[0])
 
 
 def experiment_with(group: str, choice: str) -> str:

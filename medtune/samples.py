@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medtune.config import Data, Samples
 from medtune.conversation import encode
-from medtune.data import Conversation
+from medtune.data.normalize import Messages
 
 
 @dataclass
@@ -41,11 +41,11 @@ class Answer:
     tokens: int
 
 
-def questions(samples: Samples, data: Data, validation: Sequence[Conversation]) -> list[Question]:
-    """The configured prompts, then the last question of the first validation conversations."""
+def questions(samples: Samples, data: Data, validation: Sequence[Messages]) -> list[Question]:
+    """The configured prompts, then the last question of the first `validation` conversations."""
     system = {"role": "system", "content": data.system_prompt.strip()}
     fixed = [Question([system, {"role": "user", "content": prompt.strip()}], "") for prompt in samples.prompts]
-    held_out = [Question(c.messages[:-1], c.messages[-1]["content"]) for c in validation[: samples.held_out]]
+    held_out = [Question(messages[:-1], messages[-1]["content"]) for messages in validation[: samples.held_out]]
     return fixed + held_out
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from medtune.config import Refusal, Wandb, WandbMode
+from medtune.choices import WandbMode
+from medtune.config import Refusal, Wandb
 
 log = logging.getLogger(__name__)
 

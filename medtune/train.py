@@ -5,7 +5,8 @@ python -m medtune.train lora.r=16,32 -m     a sweep
 """
 
 import logging
-import warnings
+import shutil
+from itertools import islice
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,8 +16,8 @@ from omegaconf import DictConfig
 from medtune.checks import typed
 from medtune.command_line import command
 from medtune.config import Run
-from medtune.data import describe_rejects, prepare
-from medtune.result import Result, plain, summary, write_jsonl
+from medtune.quiet import quiet_libraries
+from medtune.result import Result, plain, summary, write_json
 from medtune.tracking import Tracker, require_account
 
 log = logging.getLogger(__name__)
@@ -31,27 +32,37 @@ def train(run: Run, out: Path) -> float:
     """
     with Result(run, out) as result:
         require_account(run.wandb.mode)
+        from medtune.data import funnel, prepare
+        from medtune.data.screen import write_rejects
+        from medtune.data.store import SPLITS
+
         conversations = prepare(run.data)
-        result.facts["data_fingerprint"] = conversations.fingerprint
-        write_jsonl(out / "rejects.jsonl", conversations.rejects)
+        funnel.announce(conversations.report)
+        result.facts |= {"data_fingerprint": conversations.fingerprint, "data": conversations.report}
+        shutil.copyfile(conversations.rejects, out / "rejects.jsonl")
 
         # Importing these takes ten seconds: not before the data is known to be good.
         quiet_libraries()
         from medtune import adapter, model
-        from medtune.conversation import fit, tokenize
+        from medtune.conversation import fit
+        from medtune.proof import prove
         from medtune.report import Report, reset_peak_memory
         from medtune.samples import questions
-        from medtune.trainer import build_trainer
+        from medtune.tokens import tokenize
+        from medtune.trainer import build_trainer, collator
 
         device = model.device_for(run.model)
         model.require_memory(run.model, run.quantization, device)
         tokenizer = model.load_tokenizer(run.model)
-        training, too_long = fit(tokenizer, conversations.train, run.trainer.max_length)
-        validation, also_too_long = fit(tokenizer, conversations.validation, run.trainer.max_length)
-        if too_long or also_too_long:
-            write_jsonl(out / "rejects.jsonl", conversations.rejects + too_long + also_too_long)
-            log.warning("data: left out %s; see rejects.jsonl", describe_rejects(too_long + also_too_long))
-        training_rows, validation_rows = tokenize(tokenizer, training), tokenize(tokenizer, validation)
+        tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
+        if tokens.too_long:
+            with (out / "rejects.jsonl").open("a", encoding="ascii") as rejects:
+                write_rejects(rejects, tokens.too_long)
+            log.warning("data: %s %s; see rejects.jsonl", len(tokens.too_long), tokens.too_long[0].reason)
+        splits = [(getattr(tokens, name), getattr(conversations, name)) for name in SPLITS]
+        proof = prove(tokenizer, collator(tokenizer), splits, run.model.stop_tokens)
+        log.info("mask: %s", proof)
+        result.facts["mask"] = plain(proof) | {"taught_share": proof.taught_share}
 
         reset_peak_memory()
         base = model.load_base(run.model, run.quantization, tokenizer, device)
@@ -67,38 +78,28 @@ def train(run: Run, out: Path) -> float:
         log.info("adapter: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
         result.write()
 
-        asked = questions(run.samples, run.data, validation)
+        held_out = islice(fit(tokenizer, conversations.validation, run.trainer.max_length), 10 * run.samples.held_out)
+        asked = questions(run.samples, run.data, [f.messages for f in held_out if f.encoded])
         member, sweep = out.name, f"{run.name}/{out.parent.name}"
         with Tracker(out, run.wandb, name=member, group=sweep, config=plain(run)) as tracker:
             report = Report(tracker, tokenizer, asked, run.samples.max_new_tokens, out / "metrics.json")
             trainer = build_trainer(
-                tuned, tokenizer, training_rows, validation_rows, run.trainer, run.seed, out / "checkpoints", [report]
+                tuned, tokenizer, tokens.train, tokens.validation, run.trainer, run.seed, out / "checkpoints", [report]
             )
+            tracker.summarize({f"data/{name}": count for name, count in conversations.report["funnel"].items()})
             trainer.train()
-            adapter.release(tuned, tokenizer, out / "adapter", validation_rows[0]["input_ids"])
+            adapter.release(tuned, tokenizer, out / "adapter", tokens.validation[0]["input_ids"])
             metrics = report.metrics()
+            if len(tokens.test):
+                metrics["test"] = trainer.test(tokens.test)
+                write_json(out / "metrics.json", metrics)
             tracker.summarize(metrics)
     return metrics["best"]["eval_loss"]
 
 
-def quiet_libraries() -> None:
-    """Leave the screen to what the user needs to know; train.log has the rest."""
-    import datasets
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    # Deprecations speak to programmers; bitsandbytes looks on a CPU for a kernel that it does not need.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.captureWarnings(True)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
 def run_member(cfg: DictConfig) -> float:
     """Hydra's task: one run, or one member of a sweep."""
-    run = typed(cfg)
+    run = typed(cfg, Run)
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
     eval_loss = train(run, out)

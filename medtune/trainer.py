@@ -28,6 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from medtune import adapter
 from medtune.config import Trainer
@@ -95,6 +96,7 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=train,
+        data_collator=collator(tokenizer),
         eval_dataset=validation,
         processing_class=tokenizer,
         callbacks=[*callbacks, *stopping, StopAtNonFiniteGradient()],
@@ -102,6 +104,11 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     adapter.to_float32(model)
     return trainer
+
+
+def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForLanguageModeling:
+    """What makes a batch of rows: pads input_ids with the pad token, labels with -100, and adds the attention mask."""
+    return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
 
 
 class AdapterTrainer(SFTTrainer):
@@ -135,31 +142,18 @@ class AdapterTrainer(SFTTrainer):
             raise Diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the learning rate")
         return loss
 
-    @torch.no_grad()
     def evaluate(
         self,
         eval_dataset: Dataset | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss in nats per taught token over a whole set, and perplexity, its exponential.
+        """`loss_on` the validation set and perplexity, its exponential, told to the callbacks.
 
-        Every token weighs the same: the stock evaluation averages batch means, so that short answers weigh more and the
-        number depends on the batch size. No random number is drawn, so training goes on as if nothing had been asked.
         Raises `Diverged` when the loss is not finite.
         """
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        mode, started = self.model.training, time.monotonic()
-        self.model.eval()
-        summed, taught = 0.0, 0
-        for batch in self.batches_by_length(rows):
-            with self.compute_loss_context_manager():
-                summed += self.model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], taught_labels=batch["labels"]
-                ).item()
-            taught += int((batch["labels"][:, 1:] != -100).sum())
-        self.model.train(mode)
-        loss = summed / taught
+        started = time.monotonic()
+        loss = self.loss_on(self.eval_dataset if eval_dataset is None else eval_dataset)
         if not math.isfinite(loss):
             raise Diverged(f"eval_loss is {loss} at step {self.state.global_step}: lower the learning rate")
         metrics = {
@@ -170,6 +164,32 @@ class AdapterTrainer(SFTTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @torch.no_grad()
+    def loss_on(self, rows: Dataset) -> float:
+        """Loss of the model as it is, in nats per taught token over a whole set.
+
+        Every token weighs the same: the stock evaluation averages batch means, so that short answers weigh more and the
+        number depends on the batch size. No random number is drawn, so training goes on as if nothing had been asked.
+        """
+        mode = self.model.training
+        self.model.eval()
+        summed, taught = 0.0, 0
+        for batch in self.batches_by_length(rows):
+            with self.compute_loss_context_manager():
+                summed += self.model(
+                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], taught_labels=batch["labels"]
+                ).item()
+            taught += int((batch["labels"][:, 1:] != -100).sum())
+        self.model.train(mode)
+        return summed / taught
+
+    def test(self, rows: Dataset) -> dict[str, Any]:
+        """Loss on a set that nothing was chosen by: of the base alone, and with the adapter."""
+        tuned = self.loss_on(rows)
+        with self.model.disable_adapter():
+            base = self.loss_on(rows)
+        return {"conversations": len(rows), "base_loss": base, "tuned_loss": tuned}
 
     def batches_by_length(self, rows: Dataset) -> Iterator[dict[str, torch.Tensor]]:
         """Batches of rows of about the same length, so that little is spent on padding."""

@@ -4,20 +4,18 @@ import contextlib
 import importlib.util
 import io
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from medtune.config import Model, Refusal, Weights
+from medtune.cache import cached
+from medtune.choices import Weights
+from medtune.config import Model, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -71,37 +69,6 @@ def from_source(model: Model, load: Callable[[], Any]) -> Any:
                 "elsewhere and use model.weights=folder model.path=FOLDER"
             ) from error
         raise
-
-
-def cache_folder() -> Path:
-    """Where converted weights are kept: MEDTUNE_CACHE, or ~/.cache/medtune."""
-    return Path(os.environ.get("MEDTUNE_CACHE") or Path.home() / ".cache" / "medtune").expanduser()
-
-
-def cached(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache, made by `make(folder)` if it is not there.
-
-    It appears under its name only when complete, and two processes do not make it twice.
-    """
-    folder = cache_folder() / name
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-                try:
-                    make(unfinished)
-                    unfinished.chmod(0o755)  # mkdtemp's folders are private, a cache may be shared
-                    unfinished.rename(folder)
-                finally:
-                    shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
-        if error.errno is None:  # transformers' own, about the model
-            raise
-        raise Refusal(f"cannot write the model cache {folder.parent} ({error.strerror}): set MEDTUNE_CACHE") from None
-    return folder
 
 
 def wheel_folder() -> str:

@@ -123,7 +123,7 @@ def compose(*overrides: str) -> Run:
     """The run that these overrides give on the command line."""
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(hydra.compose("train", list(overrides)))
+        return typed(hydra.compose("train", list(overrides)), Run)
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,10 @@ import pytest
 from conftest import compose
 from omegaconf import OmegaConf
 
-from medtune.checks import keys, lookup, nested, typed
+from medtune.checks import typed
 from medtune.command_line import CONF, EXPERIMENTS, groups, options
-from medtune.config import Refusal, Run, folder_name
+from medtune.config import Inspection, Refusal, Run, folder_name
+from medtune.schema import keys, lookup, nested
 
 ROOT = Path(__file__).parent.parent
 CHOICES = [(group, option) for group in groups() for option in options(group)]
@@ -23,10 +24,10 @@ def command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_folder_and_file_is_covered() -> None:
-    files = {path for folder in (CONF, EXPERIMENTS) for path in folder.rglob("*.yaml")} - {CONF / "train.yaml"}
+    files = {path for folder in (CONF, EXPERIMENTS) for path in folder.rglob("*.yaml")} - set(CONF.glob("*.yaml"))
     assert len(files) == len(CHOICES) >= 20
     assert {group for group, _ in CHOICES} == {
-        "data", "model", "quantization", "lora", "trainer", "samples", "wandb", "experiment",
+        "data", "data/preparation", "model", "quantization", "lora", "trainer", "samples", "wandb", "experiment",
     }  # fmt: skip
 
 
@@ -45,10 +46,11 @@ def test_every_experiment_names_itself_and_its_command() -> None:
 
 
 def test_every_key_is_documented_and_every_number_has_a_unit_and_a_range() -> None:
-    leaves = [path for path in keys() if not nested(lookup(path)[2])]
+    leaves = [path for path in keys(Inspection) if not nested(lookup(path, Inspection)[2])]
+    leaves.remove("data.members")  # a mapping of groups
     assert len(leaves) > 40
     for path in leaves:
-        _, entry, kind = lookup(path)
+        _, entry, kind = lookup(path, Inspection)
         assert entry.metadata["doc"], path
         assert entry.default == "???", f"{path} has a second default, besides conf/"
         if kind in (int, float, int | None, float | None):
@@ -86,14 +88,21 @@ def test_the_8b_experiment_is_qlora_as_published() -> None:
         (["++lora.rr=8"], "lora.rr: did you mean lora.r?"),
         (["++lora.alpha=8"], "lora.alpha: did you mean lora.lora_alpha?"),
         (["data=local"], "data=local needs a file: data.path=conversations.jsonl"),
-        (["data.path=x.csv"], "data.path is only read by data=local"),
+        (["data.path=x.csv"], "the bundled consultations have their own file; for yours add data=local"),
         (["data=local", "data.path=nowhere.jsonl"], "data.path=nowhere.jsonl: no such file"),
         (
-            ["data=local", f"data.path='{__file__}'", "data.columns.messages=null"],
-            "data.columns: say where the text is",
+            ["data=local", f"data.path='{__file__}'", "data.columns.question=q"],
+            "question and answer go together: name data.columns.answer=COLUMN too",
         ),
-        (["data=local", f"data.path='{__file__}'", "data.columns.question=q"], "not both"),
-        (["data.validation_fraction=0.6", "data.test_fraction=0.5"], "nothing is left to train on"),
+        (["data.columns.question=q"], "not both"),
+        (["data.validation_size=0.6", "data.test_size=0.5"], "nothing is left to train on"),
+        (["data.validation_size=20.5"], "below 1 it is a share, from 1 on a whole number of conversations"),
+        (["data.group_pattern='('"], "data.group_pattern is no regular expression"),
+        (["data.group_pattern=x"], "data.group_pattern must have one group in brackets"),
+        (["data=mix", "data.path=x.csv"], "a mixture has no data of its own: data.members.NAME.path=FILE"),
+        (["data=mix", "data.members.medquad.path=x.csv"], "data.members.medquad.path=x.csv: no such file"),
+        (["data=mix", "data.members.medquad.weight=0"], "data.members.medquad.weight must be above 0"),
+        (["data=mix", "data.members.medquad.name=icliniq"], "two sources are called icliniq"),
         (["model.weights=folder"], "model.weights=folder needs model.path=FOLDER"),
         (["model.path=x"], "model.path is only read with model.weights=folder"),
         (["model.weights=random"], "model.weights=random needs model.architecture"),
@@ -119,7 +128,7 @@ def test_values_and_combinations_that_cannot_work(overrides: list[str], line: st
 def test_all_problems_at_once() -> None:
     cfg = OmegaConf.create({"lora": {"r": 0, "ranks": 8}, "seed": "x", "wandb": {"mode": "sometimes"}})
     with pytest.raises(Refusal) as refusal:
-        typed(cfg)
+        typed(cfg, Run)
     text = str(refusal.value)
     for part in (
         "lora.ranks: did you mean",

@@ -5,7 +5,7 @@ from conftest import CHATML, SPECIAL, conversations
 from transformers import PreTrainedTokenizerFast
 
 from medtune.config import Refusal
-from medtune.conversation import Encoded, encode, fit, tokenize
+from medtune.conversation import BATCH, Encoded, encode, fit
 from medtune.data import Conversation
 
 Tokenizer = PreTrainedTokenizerFast
@@ -69,26 +69,33 @@ def test_control_tokens_in_text_stay_text(tokenizer: Tokenizer, token: str, role
         assert sum(i in special for i in naive) > sum(i in special for i in encoded.input_ids)
 
 
+def conversation(messages: list[dict[str, str]], row: int = 1) -> Conversation:
+    return Conversation(row, "test", "g", messages)
+
+
 def test_a_long_conversation_loses_its_earliest_turns(tokenizer: Tokenizer) -> None:
     messages = dialogue("first question " * 20, "first answer " * 20, "last question", "the last answer")
-    conversation, length = Conversation(1, messages, "g"), len(encode(tokenizer, messages).input_ids)
-    assert fit(tokenizer, [conversation], length) == ([conversation], [])
-    (short,), rejects = fit(tokenizer, [conversation], length - 1)
-    assert short.messages == [SYSTEM, *messages[3:]] and rejects == []
-    assert taught_text(tokenizer, encode(tokenizer, short.messages)) == "the last answer<|im_end|>"
+    whole = encode(tokenizer, messages)
+    length = len(whole.input_ids)
+    (fitted,) = fit(tokenizer, [conversation(messages)], length)
+    assert (fitted.encoded, fitted.dropped, fitted.messages) == (whole, 0, messages)
+    (short,) = fit(tokenizer, [conversation(messages)], length - 1)
+    assert short.messages == [SYSTEM, *messages[3:]] and (short.dropped, short.length) == (2, length)
+    assert short.encoded == encode(tokenizer, short.messages)
+    assert taught_text(tokenizer, short.encoded) == "the last answer<|im_end|>"
 
 
-def test_an_answer_that_does_not_fit_is_counted_not_cut(tokenizer: Tokenizer) -> None:
+def test_an_answer_that_does_not_fit_is_told_not_cut(tokenizer: Tokenizer) -> None:
     short, long = dialogue("q", "a"), dialogue("q", "much longer answer " * 30)
-    kept, too_long = fit(tokenizer, [Conversation(8, long, "g"), Conversation(9, short, "h")], 60)
-    assert [c.row for c in kept] == [9] and [r.row for r in too_long] == [8]
-    assert "whose answer does not fit in trainer.max_length=60 tokens" in too_long[0].reason
-    (row,) = tokenize(tokenizer, kept)
-    assert row["input_ids"] == encode(tokenizer, short).input_ids
-    labels = [i for i in row["labels"] if i != -100]
-    assert tokenizer.decode(labels) == "a<|im_end|>"
-    with pytest.raises(Refusal, match=r"no conversation fits in trainer\.max_length=5 tokens"):
-        fit(tokenizer, [Conversation(1, short, "g")], 5)
+    too_long, fits = fit(tokenizer, [conversation(long, 8), conversation(short, 9)], 60)
+    assert too_long.encoded is None and too_long.length > 60 and too_long.conversation.row == 8
+    assert fits.encoded == encode(tokenizer, short)
+
+
+def test_batches_are_encoded_as_conversations_alone(tokenizer: Tokenizer) -> None:
+    rows = [[SYSTEM, *row["messages"]] for row in conversations(BATCH + 9)]
+    fitted = list(fit(tokenizer, map(conversation, rows), 512))
+    assert [f.encoded for f in fitted] == [encode(tokenizer, messages) for messages in rows]
 
 
 def test_templates_that_cannot_be_taught_are_refused(tokenizer: Tokenizer) -> None:

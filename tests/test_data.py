@@ -1,29 +1,52 @@
-"""Rows in, conversations out, every row accounted for; the bundled consultations are what they claim to be."""
+"""Every row ends in a split or in the rejects with its reason; splits do not leak; the cache never lies."""
 
-import csv
 import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 from conftest import compose, conversations, write_jsonl
 
 from medtune.config import Data, Refusal
-from medtune.data import BUNDLED, Conversation, describe_rejects, prepare
-from medtune.data.split import split
-from medtune.result import write_jsonl as write_rejects
+from medtune.data import Conversations, pipeline, prepare
+from medtune.data.duplicates import near
+from medtune.data.screen import bands_of, pairs_of, similarity
+from medtune.data.split import TRAIN, leakage
+from medtune.data.store import SPLITS
 
-GOOD = [{"role": "user", "content": "I have a cough."}, {"role": "assistant", "content": "Rest and drink."}]
+BUNDLED = Path(pipeline.__file__).parent / "consultations.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def local(path: Path, *overrides: str) -> Data:
     return compose("data=local", f"data.path='{path}'", *overrides).data
 
 
-QA = ("data.columns.messages=null", "data.columns.question=Patient", "data.columns.answer=Doctor")
+def prepared(tmp_path: Path, rows: list[Any], *overrides: str) -> Conversations:
+    return prepare(local(write_jsonl(tmp_path / "rows.jsonl", rows), *overrides))
+
+
+def rejected(found: Conversations) -> dict[int, str]:
+    """Rules by row."""
+    rejects = [json.loads(line) for line in found.rejects.read_text().splitlines()]
+    return {reject["row"]: reject["rule"] for reject in rejects}
+
+
+def said(*contents: str, group: str | None = None) -> dict[str, Any]:
+    roles = ["user", "assistant"] * len(contents)
+    messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+    return {"messages": messages} | ({"group": group} if group else {})
+
+
+def everything(found: Conversations) -> list[Any]:
+    return [c for name in SPLITS for c in getattr(found, name)]
 
 
 @pytest.fixture(scope="module")
@@ -61,140 +84,337 @@ def test_bundled_doctors_give_no_doses_names_links_or_phone_numbers(bundled: lis
                 assert not dose.search(message["content"]), message
 
 
-def test_bundled_set_loses_no_row_and_splits_without_leaks() -> None:
-    prepared = prepare(compose().data)
-    parts = [prepared.train, prepared.validation, prepared.test]
-    assert prepared.rejects == [] and sum(map(len, parts)) == len(BUNDLED.read_text().splitlines())
-    groups = [{c.group for c in part} for part in parts]
+def test_bundled_set_loses_no_row_changes_no_word_and_leaks_nothing(bundled: list[dict]) -> None:
+    found = prepare(compose().data)
+    assert found.report["funnel"] == {"read": 288, "kept": 288} and found.report["changed"] == {}
+    by_row = {c.row: c for c in everything(found)}
+    assert all(by_row[n].messages[1:] == row["messages"] for n, row in enumerate(bundled, 1))
+    groups = [{c.group for c in getattr(found, name)} for name in SPLITS]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
-    assert all(len(part) >= 20 for part in parts)
-    assert all(c.messages[0]["role"] == "system" for part in parts for c in part)
-    asked = {c.messages[1]["content"] for part in parts for c in part}
+    assert all(len(getattr(found, name)) >= 20 for name in SPLITS)
+    assert all(c.messages[0]["role"] == "system" for c in everything(found))
+    asked = {c.messages[1]["content"] for c in everything(found)}
     assert not asked & set(compose().samples.prompts), "the sample prompts must be new to the model"
 
 
-def test_split_moves_no_old_row_when_rows_are_added(tmp_path: Path) -> None:
-    few = prepare(local(write_jsonl(tmp_path / "few.jsonl", conversations(60)), "data.columns.group=group"))
-    many = prepare(local(write_jsonl(tmp_path / "many.jsonl", conversations(200)), "data.columns.group=group"))
-    for name in ("train", "validation", "test"):
-        old = {c.group for c in getattr(few, name)}
-        assert old and old <= {c.group for c in getattr(many, name)}
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+ANSWER = "That is usually harmless. Rest, drink, and come back if it lasts."
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        (said("I have had a cough for a week.", "No."), "short"),
+        (said("Cough?", ANSWER), "short"),
+        (said("I cough. " * 2000, ANSWER), "long"),
+        (said("Swollen lymph node in the neck", ANSWER), "titles"),
+        (said("I have had a cough for a week.", "Thanks for your query. Take care."), "empty"),
+        (said("I have crushing chest pain that spreads to my left arm and I am sweating.", ANSWER), "redflag"),
+        ({"messages": []}, "unusable"),
+    ],
+)
+def test_a_row_rule_drops_its_row_and_says_so(tmp_path: Path, row: dict, rule: str) -> None:
+    found = prepared(tmp_path, [*conversations(40), row])
+    assert rejected(found) == {41: rule}
+    assert found.report["funnel"] == {"read": 41, rule: 1, "kept": 40}
+
+
+def test_rules_can_be_switched_off(tmp_path: Path) -> None:
+    rows = [*conversations(40), said("Swollen lymph node in the neck", ANSWER), said("Cough?", "No.")]
+    assert rejected(prepared(tmp_path, rows)) == {41: "titles", 42: "short"}
+    assert rejected(prepared(tmp_path, rows, "data.rules.titles=false")) == {42: "short"}
+    assert rejected(prepared(tmp_path, rows, "data/preparation=none")) == {}
+
+
+def test_red_flags_can_be_dropped_kept_and_reported(tmp_path: Path) -> None:
+    chest = "I have crushing chest pain that spreads to my left arm and I am sweating."
+    rows = [
+        *conversations(40),
+        said(chest, ANSWER),
+        said(chest + " Help me!", "Call an ambulance now, this is an emergency."),
+    ]
+    for policy, dropped in (("drop", 1), ("keep", 0), ("report", 0)):
+        audit = (found := prepared(tmp_path, rows, f"data.redflag={policy}")).report["redflag"]
+        assert (audit["policy"], audit["emergencies"], audit["urged"]) == (policy, 2, 1)
+        assert len(rejected(found)) == dropped
+
+
+def test_duplicates_of_every_kind(tmp_path: Path) -> None:
+    asked = "I have had a cough for three weeks, it is worse at night and I am always tired. Is it asthma?"
+    rows = [
+        *conversations(40),
+        said(asked, ANSWER),
+        said(asked.upper() + "!!", ANSWER.lower()),
+        said(asked.replace("always tired", "always so tired"), ANSWER.replace("Rest", "Please rest")),
+        said(asked, "Asthma is possible: a breathing test would tell, so ask your own doctor for one."),
+        said(asked.replace("three weeks", "two weeks"), "Let a doctor listen to your lungs before anything else."),
+    ]
+    found = prepared(tmp_path, rows)
+    assert rejected(found) == {42: "duplicates", 43: "near_duplicates", 44: "answers_per_question"}
+    reasons = [json.loads(line)["reason"] for line in found.rejects.read_text().splitlines()]
+    assert reasons[:2] == ["that repeats row 41", "that nearly repeats row 41"]
+    first, last = (c for c in everything(found) if c.row in (41, 45))
+    assert first.group == last.group, "nearly the same question goes into the same split"
+    two = prepared(tmp_path, rows, "data.rules.answers_per_question=2", "data.rules.near_duplicates=null")
+    assert rejected(two) == {42: "duplicates"}
+
+
+def test_one_answer_to_many_questions(tmp_path: Path) -> None:
+    rows = [
+        said(f"What is the matter with my {part}, doctor{n}?", ANSWER)
+        for n, part in enumerate("abcdefghijklmnopqrstuvwxyz")
+    ]
+    assert Counter(rejected(prepared(tmp_path, [*conversations(40), *rows])).values()) == {"questions_per_answer": 16}
+
+
+def test_a_question_in_two_declared_groups_never_ends_in_two_splits(tmp_path: Path) -> None:
+    asked = [f"What are the symptoms of {name} in adults over sixty years of age?" for name in ("lupus", "gout", "flu")]
+    rows = [said(q, f"{ANSWER} {i}{j}{q}", group=f"case {i} {j}") for i in range(30) for j, q in enumerate(asked)]
+    found = prepared(
+        tmp_path, [*conversations(40), *rows], "data.rules.answers_per_question=null", "data.rules.near_duplicates=null"
+    )
+    splits: dict[str, set[str]] = {}
+    for name in SPLITS:
+        for c in getattr(found, name):
+            splits.setdefault(c.messages[1]["content"], set()).add(name)
+    assert all(len(where) == 1 for where in splits.values())
+    assert set(rejected(found).values()) == {"leaks"}
+    assert found.report["leakage"]["exact_questions"] == found.report["leakage"]["near_questions"] == 0
+    assert found.report["leakage"]["questions_if_split_by_row"] > 0.2, "a random split of the same rows would leak"
+
+
+def test_benchmark_questions_are_kept_out(tmp_path: Path) -> None:
+    exam = "A 45-year-old man comes to the physician because of a three week history of cough and night sweats."
+    benchmark = write_jsonl(tmp_path / "exam.jsonl", [{"question": exam, "cop": 1}, {"question": "Is gout inherited?"}])
+    rows = [
+        *conversations(40),
+        said(f"Question 7. {exam} What is it?", ANSWER),
+        said("Is gout inherited", ANSWER + "!"),
+        said("Is gout inherited or is it only what I eat and drink all day?", ANSWER + " Really."),
+    ]
+    assert rejected(prepared(tmp_path, rows, f"data.benchmarks=['{benchmark}']")) == {
+        41: "benchmarks",
+        42: "benchmarks",
+    }
+    with pytest.raises(Refusal, match=r"data\.benchmarks: nowhere is no file here, and no hub set"):
+        prepared(tmp_path, rows, "data.benchmarks=[nowhere]")
+    answers = write_jsonl(tmp_path / "answers.jsonl", [{"reply": "x"}])
+    with pytest.raises(Refusal, match=r"has no column of questions; the columns are reply \(text\)"):
+        prepared(tmp_path, rows, f"data.benchmarks=['{answers}']")
+
+
+def test_the_group_pattern_of_medquad_finds_the_disease(tmp_path: Path) -> None:
+    asked = {
+        "What is (are) Bartter syndrome ?": "bartter syndrome",
+        "What are the symptoms of Bartter syndrome ?": "bartter syndrome",
+        "Is Bartter syndrome inherited ?": "bartter syndrome",
+        "How many people are affected by Bartter syndrome ?": "bartter syndrome",
+        "What are the genetic changes related to Bartter syndrome ?": "bartter syndrome",
+        "What are the treatments for Bartter syndrome ?": "bartter syndrome",
+        "What causes Bartter syndrome ?": "bartter syndrome",
+        "How to diagnose Bartter syndrome ?": "bartter syndrome",
+        "How to prevent Bartter syndrome ?": "bartter syndrome",
+        "Who is at risk for Bartter syndrome? ?": "bartter syndrome",
+        "What is the outlook for Bartter syndrome ?": "bartter syndrome",
+        "what research (or clinical trials) is being done for Bartter syndrome ?": "bartter syndrome",
+        "Do you have information about Bartter syndrome": "bartter syndrome",
+        "What are the complications of Bartter syndrome ?": "bartter syndrome",
+    }
+    rows = [{"qtype": "x", "Question": q, "Answer": f"{ANSWER} {q}"} for q in asked]
+    rows += [
+        {"qtype": "x", "Question": f"What causes disease number {n} ?", "Answer": f"{ANSWER} {n}"} for n in range(40)
+    ]
+    found = prepare(compose("data=medquad", f"data.path='{write_jsonl(tmp_path / 'rows.jsonl', rows)}'").data)
+    groups = {c.messages[1]["content"]: c.group for c in everything(found)}
+    assert {q: groups[q] for q in asked} == {q: f"medquad {disease}" for q, disease in asked.items()}
+    assert len(set(groups.values())) == 41
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(0.1, 0.1), (0.3, 0.2), (8, 5), (0.1, 6)])
+def test_added_rows_move_no_old_row(tmp_path: Path, sizes: tuple[float, float]) -> None:
+    words = [f"data.validation_size={sizes[0]}", f"data.test_size={sizes[1]}"]
+    few, many = prepared(tmp_path, conversations(120), *words), prepared(tmp_path, conversations(400), *words)
+    for name in SPLITS:
+        old = {c.row for c in getattr(few, name)}
+        assert old and old == {c.row for c in getattr(many, name) if c.row <= 120}
     assert few.fingerprint != many.fingerprint
 
 
-def test_fractions_hold_on_average() -> None:
-    rows = [Conversation(i, GOOD, f"group {i}") for i in range(4000)]
-    sizes = [len(part) for part in split(rows, 0.2, 0.1)]
-    assert sizes == [pytest.approx(n, rel=0.1) for n in (2800, 800, 400)]
+def test_sizes_hold_by_share_and_by_count(tmp_path: Path) -> None:
+    rows = conversations(1000)
+    shares = prepared(tmp_path, rows, "data.validation_size=0.2", "data.test_size=0.1").report["splits"]
+    assert list(shares.values()) == [pytest.approx(n, rel=0.2) for n in (700, 200, 100)]
+    counts = prepared(tmp_path, rows, "data.validation_size=50", "data.test_size=30").report["splits"]
+    assert counts == {"train": 920, "validation": 50, "test": 30}
+    with pytest.raises(Refusal, match=r"data\.test_size=400: only \d+ conversations are in the quarter"):
+        prepared(tmp_path, rows, "data.test_size=400")
 
 
-def test_rows_without_a_group_stay_with_their_question(tmp_path: Path) -> None:
-    rows = [{"messages": [{"role": "user", "content": f"Question  {i // 4}"}, GOOD[1]]} for i in range(200)]
-    prepared = prepare(local(write_jsonl(tmp_path / "rows.jsonl", rows)))
-    groups = Counter(c.group for part in (prepared.train, prepared.validation, prepared.test) for c in part)
-    assert set(groups.values()) == {4}
-    assert not {c.group for c in prepared.train} & {c.group for c in prepared.validation}
+def test_splits_are_stratified_by_source(tmp_path: Path) -> None:
+    rows = [row | {"source": "a" if i % 5 else "b"} for i, row in enumerate(conversations(1000))]
+    by_share = prepared(tmp_path, rows, "data.validation_size=0.2").report["by_source"]
+    assert by_share["local/a"]["validation"] / 800 == pytest.approx(by_share["local/b"]["validation"] / 200, rel=0.35)
+    by_count = prepared(tmp_path, rows, "data.validation_size=40").report["by_source"]
+    assert by_count["local/a"]["validation"] == by_count["local/b"]["validation"] == 20
 
 
-@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet"])
-def test_every_file_kind_gives_the_same_conversations(tmp_path: Path, kind: str) -> None:
-    rows = [{"Patient": f"Ich huste, “sehr”,\nseit {i} Tagen.", "Doctor": f"Rest {i}."} for i in range(40)]
-    path = tmp_path / f"rows.{kind}"
-    if kind == "json":
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    elif kind == "jsonl":
-        path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(json.dumps(row) for row in rows).encode())
-    elif kind == "csv":
-        with path.open("w", newline="", encoding="utf-8-sig") as lines:
-            writer = csv.DictWriter(lines, ["Patient", "Doctor"])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    prepared = prepare(local(path, *QA))
-    both = sorted((c.row, c.messages[1]["content"], c.messages[2]["content"]) for c in prepared.train)
-    assert prepared.rejects == []
-    assert all(question == rows[n - 1]["Patient"] and reply == rows[n - 1]["Doctor"] for n, question, reply in both)
+def test_one_group_that_holds_everything_and_an_empty_split(tmp_path: Path) -> None:
+    rows = [row | {"group": "the same"} for row in conversations(40)]
+    with pytest.raises(Refusal, match=r"split is empty: 40 conversations in 1 groups, and groups are never cut"):
+        prepared(tmp_path, rows)
 
 
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        (GOOD[:1], "without an answer"),
-        ([GOOD[0], {"role": "assistant", "content": "  "}], "without an answer"),
-        ([GOOD[0], {"role": "assistant", "content": None}], "without an answer"),
-        ([], "without an answer"),
-        ([{"role": "nurse", "content": "Hello."}, GOOD[1]], "with the unknown role 'nurse'"),
-        ([{"role": "user", "content": ["Hello"]}, GOOD[1]], "whose user message is not text"),
-        ([GOOD[0], GOOD[0], GOOD[1]], "whose roles do not alternate"),
-        ([GOOD[1]], "whose roles do not alternate"),
-        ([{"role": "user", "content": ""}, GOOD[1]], "with an empty message"),
-        ("no list", "whose messages are no list"),
-        (None, "whose messages are no list"),
-    ],
-)
-def test_a_bad_row_costs_itself_and_is_kept_with_its_reason(tmp_path: Path, messages: object, reason: str) -> None:
-    rows = conversations(40)
-    rows.insert(6, {"messages": messages, "group": "bad"})
-    prepared = prepare(local(write_jsonl(tmp_path / "rows.jsonl", rows)))
-    assert [reject.row for reject in prepared.rejects] == [7]
-    assert reason in prepared.rejects[0].reason and prepared.rejects[0].content == rows[6]
-    assert sum(map(len, (prepared.train, prepared.validation, prepared.test))) == 40
-    assert "1 row " in describe_rejects(prepared.rejects) and "(row 7)" in describe_rejects(prepared.rejects)
-
-
-def test_broken_json_lines_cost_only_themselves(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "rows.jsonl", conversations(40))
-    hostile = ["[1, 2]", '{"messages": ' + "9" * 5000 + "}", "[" * 100_000, '{"messages": "\\ud83d"}']
-    hostile += [json.dumps({"messages": [{"role": "user", "content": "half a \ud83d"}, GOOD[1]]})]
-    path.write_text('{"messages": [\n' + path.read_text() + "\n".join(hostile), encoding="utf-8")
-    prepared = prepare(local(path))
-    assert [(r.row, r.reason) for r in prepared.rejects] == [
-        (1, "of broken JSON"),
-        (42, "that are no {column: value} objects"),
-        (43, "of broken JSON"),
-        (44, "of broken JSON"),
-        (45, "whose messages are no list of {role, content}"),
-        (46, "with broken characters (half of a surrogate pair)"),
+def test_a_leak_is_counted_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in assigning splits, the report looks at the result alone."""
+    rows = [
+        said(f"What could be the reason for my {'very ' * (i // 2)}itchy elbow?", f"{ANSWER} {i}", group=str(i))
+        for i in range(40)
     ]
-    write_rejects(tmp_path / "rejects.jsonl", prepared.rejects)
-    assert len((tmp_path / "rejects.jsonl").read_text().splitlines()) == 6
+
+    def careless(*args: Any) -> Any:
+        selection = pipeline_select(*args)
+        selection.splits[:] = np.arange(len(selection.splits)) % 3
+        selection.left_out.clear()
+        selection.groups[:] = ["one"] * len(selection.groups)
+        return selection
+
+    pipeline_select = pipeline.select
+    monkeypatch.setattr(pipeline, "select", careless)
+    with pytest.raises(Refusal, match=r"of the held-out questions stand in another split too \(as row \d+ and row \d+"):
+        prepared(tmp_path, rows)
+    report = prepared(tmp_path, rows, "data.max_leakage=1").report["leakage"]
+    assert report["groups"] == report["held_out"] and report["exact_questions"] > 0
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
+def test_leakage_of_a_known_split() -> None:
+    texts = ["Is it bad to have a dry cough all night long for a week when nobody else at home has it?"] * 2
+    texts += [texts[0].replace("dry", "wet"), "Can I fly with a cold?", "Why do my knees crack?"]
+    bands = bands_of([pairs_of(text.lower().strip("?").split()) for text in texts])
+    question = np.array([1, 1, 2, 3, 4], np.uint64)
+    found = leakage(
+        np.array([0, 1, 2, 1, 0], np.int8), question, ["a", "a", "b", "c", "d"], bands, texts.__getitem__, 0.5
+    )
+    assert (found.held_out, found.exact_questions, found.near_questions, found.groups) == (3, 1, 1, 1)
+    assert found.share == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "line"),
-    [
-        ("empty.jsonl", "", "the file is empty"),
-        ("blank.jsonl", "\n\n", "holds no usable conversation: it has no rows"),
-        ("rows.txt", "x", r"cannot read \.txt; it must end in \.json, \.jsonl, \.csv, \.parquet"),
-        ("rows.json", "[{", "broken JSON in line 1"),
-        ("rows.json", "{}", "must hold a list of rows"),
-        ("rows.parquet", "x", "not a Parquet file"),
-        ("rows.jsonl", b'{"messages": "\xe9"}', "not UTF-8 text"),
-        (
-            "rows.jsonl",
-            '{"question": "q", "reply": "a"}',
-            "it has question, reply: data.columns.messages=COL",
-        ),
-        ("rows.csv", "Patient;Doctor\nq;a\n", r"save the file with commas between the columns, not ';'"),
-        ("rows.csv", 'messages\n"never closed\n', "broken CSV near line 1: unexpected end"),
-        ("rows.jsonl", '{"messages": []}\n' * 3, r"3 rows without an answer \(rows 1, 2, 3\)"),
-        ("rows.jsonl", json.dumps({"messages": GOOD}), "the (training|validation) split is empty: .* 1 groups"),
-    ],
-)
-def test_a_bad_file_is_one_line(tmp_path: Path, name: str, content: str | bytes, line: str) -> None:
-    with pytest.raises(Refusal, match=line) as refusal:
-        prepare(local(write(tmp_path / name, content)))
-    assert len(refusal.value.lines) == 1
+def test_near_duplicates_are_found_among_many(tmp_path: Path) -> None:
+    """What MinHash finds is what comparing every pair finds."""
+    texts = [row["messages"][0]["content"] for row in map(json.loads, BUNDLED.read_text(encoding="utf-8").splitlines())]
+    texts += [f"Please help me. {text} Thank you." for text in texts if len(text) > 200]
+    found = near(
+        bands_of([pairs_of(re.findall(r"\w+", t.lower())) for t in texts]), np.arange(len(texts)), texts.__getitem__
+    )
+    pairs = {(later, earlier) for later, others in found.items() for earlier in others}
+    expected = {(i, j) for i in range(len(texts)) for j in range(i) if similarity(texts[i], texts[j]) >= 0.8}
+    assert len(expected) > 100 and len(pairs & expected) >= 0.99 * len(expected) and pairs <= expected
 
 
-def test_a_file_that_goes_missing_is_one_line(tmp_path: Path) -> None:
-    data = local(write(tmp_path / "rows.jsonl", "{}"))
-    (tmp_path / "rows.jsonl").unlink()
-    with pytest.raises(Refusal, match="No such file or directory"):
-        prepare(data)
+# --- mixtures ---------------------------------------------------------------------------------------------------------
+
+
+def mixture(tmp_path: Path, *overrides: str) -> Conversations:
+    """Two files of 200 rows; every fourth row of the second stands in the first too."""
+    rows = conversations(350)
+    write_jsonl(tmp_path / "a.jsonl", rows[:200])
+    write_jsonl(tmp_path / "b.jsonl", rows[200:] + [row | {"group": "other"} for row in rows[:200:4]])
+    members = [
+        f"~data.members.{name}"
+        for name in ("consultations", "ai_medical_chatbot", "healthcaremagic", "icliniq", "medquad")
+    ]
+    for name in "ab":
+        members += [
+            f"+data@data.members.{name}=local",
+            f"data.members.{name}.path='{tmp_path / name}.jsonl'",
+            f"data.members.{name}.name={name}",
+        ]
+    return prepare(compose("data=mix", *members, *overrides).data)
+
+
+def test_a_mixture_finds_duplicates_across_its_sources(tmp_path: Path) -> None:
+    report = (found := mixture(tmp_path)).report
+    assert report["funnel"] == {"read": 400, "duplicates": 50, "kept": 350}
+    rejects = [json.loads(line) for line in found.rejects.read_text().splitlines()]
+    assert all(reject["source"] == "b" and reject["reason"].endswith(" of a") for reject in rejects)
+    assert {name: sum(sizes.values()) for name, sizes in report["by_source"].items()} == {"a": 200, "b": 150}
+
+
+def test_weights_and_limits_of_a_mixture(tmp_path: Path) -> None:
+    whole = mixture(tmp_path)
+    assert (
+        mixture(tmp_path, "data.members.a.max_conversations=60").report["by_source"]["a"]
+        != whole.report["by_source"]["a"]
+    )
+    limited = mixture(tmp_path, "data.members.a.max_conversations=60").report
+    assert sum(limited["by_source"]["a"].values()) == 60 and limited["funnel"]["max_conversations"] == 140
+    half = mixture(tmp_path, "data.members.b.weight=0.5")
+    train, before = (Counter(c.source for c in found.train) for found in (half, whole))
+    assert train["a"] == before["a"] and train["b"] == pytest.approx(before["b"] / 2, rel=0.25)
+    assert list(half.validation) == list(whole.validation) and list(half.test) == list(whole.test)
+    often = mixture(tmp_path, "data.members.b.weight=2.5")
+    assert Counter(c.source for c in often.train)["b"] == pytest.approx(2.5 * before["b"], rel=0.05)
+    assert {c.row for c in often.train} == {c.row for c in whole.train} and list(often.test) == list(whole.test)
+
+
+# --- cache, streams, workers ------------------------------------------------------------------------------------------
+
+
+def test_the_second_time_nothing_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", conversations(60))
+    first = prepare(local(path))
+    calls = []
+    monkeypatch.setattr(pipeline, "screen_all", lambda *args: calls.append(args))
+    again = prepare(local(path))
+    assert calls == [] and again.fingerprint == first.fingerprint and list(again.train) == list(first.train)
+    copy = write_jsonl(tmp_path / "elsewhere.jsonl", conversations(60))
+    prepare(local(copy))
+    assert calls == [], "a set is known by its content, not by its name"
+
+
+@pytest.mark.parametrize("change", ["data.rules.titles=false", "data.redflag=keep", "data.test_size=0.2", "rows"])
+def test_any_change_prepares_anew(tmp_path: Path, change: str) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", conversations(60))
+    before = prepare(local(path)).rejects.parent
+    write_jsonl(path, conversations(61 if change == "rows" else 60))
+    assert prepare(local(path, *[change] * (change != "rows"))).rejects.parent != before
+
+
+def test_a_refused_set_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
+    with pytest.raises(Refusal):
+        prepared(tmp_path, [row | {"group": "the same"} for row in conversations(40)])
+    with pytest.raises(Refusal):
+        prepared(tmp_path, [row | {"group": "the same"} for row in conversations(40)])
+
+
+def test_workers_find_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [*conversations(300), {"messages": []}, *conversations(20)]
+    alone = prepared(tmp_path, rows)
+    monkeypatch.setattr(pipeline, "ALONE", 100)
+    monkeypatch.setattr(pipeline, "CHUNK", 50)
+    monkeypatch.setenv("MEDTUNE_CACHE", str(tmp_path / "other"))
+    together = prepared(tmp_path, rows)
+    assert together.fingerprint == alone.fingerprint and together.report == alone.report
+    assert together.rejects.read_text() == alone.rejects.read_text()
+
+
+def test_what_was_prepared_once_changes_no_more(tmp_path: Path) -> None:
+    rows = [
+        said(f"<p>I&nbsp;have a cough since {n} days .</p>", f"Hello. {ANSWER} {n} http://x.org/{n}") for n in range(60)
+    ]
+    once = prepared(tmp_path, rows)
+    assert once.report["changed"]
+    again = prepared(tmp_path, [{"messages": c.messages, "group": c.group} for c in everything(once)])
+    assert again.report["changed"] == {} and again.report["funnel"] == {"read": 60, "kept": 60}
+
+
+def test_every_split_is_as_large_as_the_report_says(tmp_path: Path) -> None:
+    found = prepared(tmp_path, conversations(80))
+    assert {name: len(getattr(found, name)) for name in SPLITS} == found.report["splits"]
+    assert found.train[0] == next(iter(found.train)) and found.train[:2] == list(found.train)[:2]
+    assert found.train[-1] == list(found.train)[-1] and SPLITS.index("train") == TRAIN
+    with pytest.raises(IndexError):
+        found.train[len(found.train)]

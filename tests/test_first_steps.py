@@ -21,26 +21,28 @@ def make(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 def shell_lines() -> list[str]:
     """Every command line in the README's bash blocks, comments removed."""
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    return [" ".join(shlex.split(line, comments=True)) for block in blocks for line in block.splitlines() if line]
+    return [shlex.join(shlex.split(line, comments=True)) for block in blocks for line in block.splitlines() if line]
 
 
-def test_every_training_command_of_the_readme_composes(tmp_path: Path) -> None:
-    commands = [line for line in shell_lines() if line.startswith("python -m medtune.train")]
-    assert len(commands) >= 10
+def test_every_python_command_of_the_readme_composes(tmp_path: Path) -> None:
+    commands = [line for line in shell_lines() if line.startswith("python -m medtune.")]
+    assert len(commands) >= 14
+    (tmp_path / "conversations.jsonl").write_text("{}")
+    (tmp_path / "rows.csv").write_text("a")
     for line in commands:
-        words = [word for word in line.split()[3:] if word != "-m"]
+        module, *words = [word for word in shlex.split(line)[2:] if word != "-m"]
         # A sweep composes one member at a time: its first.
         words = [re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words]
         extra = [] if {"--help", "--cfg"} & set(words) else ["--cfg", "job"]
         answer = subprocess.run(
-            [sys.executable, "-m", "medtune.train", *words, *extra], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", module, *words, *extra], cwd=tmp_path, capture_output=True, text=True
         )
         assert answer.returncode == 0, f"{line}\n{answer.stderr}"
 
 
 def test_every_other_command_of_the_readme_exists() -> None:
-    others = [line for line in shell_lines() if not line.startswith("python -m medtune.train")]
-    assert others == ["make sweep", "make test"]
+    others = [line for line in shell_lines() if not line.startswith("python -m medtune.")]
+    assert others == ["make sweep", "make test", "make data"]
     for line in others:
         assert make("-n", *line.split()[1:]).returncode == 0
     assert ".venv/bin/python -m medtune.train lora.r=16,32 -m" in make("-n", "sweep").stdout
@@ -55,14 +57,17 @@ def test_the_mistakes_in_the_readme_are_answered_as_it_says() -> None:
 
 def test_help_lists_every_target() -> None:
     listed = re.findall(r"^  make (\w+) ", make("help").stdout, re.MULTILINE)
-    assert listed == ["help", "setup", "sweep", "train", "test", "lint", "clean"]
+    assert listed == ["help", "setup", "data", "sweep", "train", "test", "lint", "bench", "clean"]
 
 
 def test_readme_tree_and_groups_are_those_on_disk() -> None:
     modules = {path.name for path in (ROOT / "medtune").glob("*.py")} - {"__init__.py"}
     assert modules == set(re.findall(r"^[├└]── (\w+\.py) ", README, re.MULTILINE))
-    for group in (path for path in (ROOT / "conf").iterdir() if path.is_dir()):
-        row = re.search(rf"^\| `{group.name}` \| (.*?) \|", README, re.MULTILINE)
+    steps = {path.name for path in (ROOT / "medtune" / "data").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert steps == set(re.findall(r"^│   [├└]── (\w+\.py) ", README, re.MULTILINE))
+    for group in (path for path in (ROOT / "conf").rglob("*") if path.is_dir()):
+        name = group.relative_to(ROOT / "conf").as_posix()
+        row = re.search(rf"^\| `{name}` \| (.*?) \|", README, re.MULTILINE)
         assert row and set(row[1].split(", ")) == {path.stem for path in group.glob("*.yaml")}
 
 

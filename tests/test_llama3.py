@@ -11,7 +11,11 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from medtune.conversation import encode
 from medtune.data import prepare
+from medtune.data.store import SPLITS
+from medtune.proof import prove
+from medtune.tokens import tokenize
 from medtune.train import train
+from medtune.trainer import collator
 
 # The text of the template in Meta-Llama-3-8B-Instruct's repository: header, blank line, trimmed content, end of turn.
 LLAMA3 = (
@@ -107,6 +111,15 @@ def test_bundled_conversations_in_metas_format(llama3: PreTrainedTokenizerFast, 
         encoded = encode(llama3, conversation.messages)
         prompt = meta_ids(reference, conversation.messages[:-1])
         assert encoded.input_ids[: len(prompt)] == prompt and encoded.taught[-1]
+
+
+def test_the_mask_of_the_bundled_conversations_is_proved(llama3: PreTrainedTokenizerFast) -> None:
+    found = prepare(compose().data)
+    tokens = tokenize(llama3, found, 1024)
+    splits = [(getattr(tokens, name), getattr(found, name)) for name in SPLITS]
+    proof = prove(llama3, collator(llama3), splits, ["<|eot_id|>", "<|end_of_text|>"])
+    assert proof.checked == proof.of == 288 and proof.shortened == 0 and proof.answers > 400
+    assert 0.5 < proof.taught_share < 0.8
 
 
 def test_a_model_with_the_real_vocabulary_trains(llama3: PreTrainedTokenizerFast, tmp_path: Path) -> None:

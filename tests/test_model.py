@@ -14,6 +14,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from medtune import model, weights
+from medtune.cache import cached
 from medtune.config import Refusal, Run
 
 Compose = Callable[..., Run]
@@ -29,7 +30,7 @@ def slow_make(folder: Path) -> None:
 
 def use_cache(cache: str) -> None:
     os.environ["MEDTUNE_CACHE"] = cache
-    made = weights.cached("thing", slow_make)
+    made = cached("thing", slow_make)
     assert len(list(made.iterdir())) == 1
 
 
@@ -53,9 +54,9 @@ def test_an_unfinished_conversion_leaves_nothing(tmp_path: Path, monkeypatch: py
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError):
-        weights.cached("thing", fails)
+        cached("thing", fails)
     assert {path.name for path in tmp_path.iterdir()} <= {"thing.lock"}
-    assert weights.cached("thing", slow_make).is_dir()
+    assert cached("thing", slow_make).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -169,8 +170,8 @@ def test_the_embedded_model_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDTUNE_CACHE", "/proc/nowhere")
-    with pytest.raises(Refusal, match=r"cannot write the model cache .* set MEDTUNE_CACHE"):
-        weights.cached("thing", slow_make)
+    with pytest.raises(Refusal, match=r"cannot write the cache .* set MEDTUNE_CACHE"):
+        cached("thing", slow_make)
 
 
 @pytest.mark.slow

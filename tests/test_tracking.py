@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from medtune.config import Refusal, Wandb, WandbMode
+from medtune.choices import WandbMode
+from medtune.config import Refusal, Wandb
 from medtune.tracking import Tracker, require_account
 
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from medtune import adapter, model, trainer
 from medtune.config import Refusal, Run
-from medtune.conversation import tokenize
 from medtune.data import prepare
 from medtune.result import Failure
+from medtune.tokens import tokenize
 from medtune.train import train
 
 Compose = Callable[..., Run]
@@ -53,6 +53,11 @@ def test_result_folder_explains_itself(tiny_run: Compose, tmp_path: Path) -> Non
     assert metrics["base"]["eval_loss"] == losses[0]
     assert metrics["best"]["eval_loss"] == eval_loss == min(losses[3], losses[6]) < losses[0]
     assert metrics["best"]["perplexity"] == pytest.approx(math.exp(eval_loss))
+    tested = metrics["test"]
+    assert tested["conversations"] == facts["data"]["splits"]["test"] > 0
+    assert tested["tuned_loss"] == pytest.approx(loss_of_saved(run, out, "test"), rel=1e-5)
+    assert tested["tuned_loss"] < tested["base_loss"]
+    assert facts["mask"]["answers"] > facts["mask"]["checked"] == sum(facts["data"]["splits"].values())
     assert sorted(steps(out, "loss")) == [1, 2, 3, 4, 5, 6]
     assert all(row["tokens_per_second"] > 0 and row["peak_memory_gb"] > 0 for row in history(out) if "loss" in row)
 
@@ -92,12 +97,12 @@ def test_adapter_of_the_best_evaluation_is_the_one_kept(
     assert loss_of_saved(run, tmp_path / "run") == pytest.approx(losses[3], rel=1e-5)
 
 
-def loss_of_saved(run: Run, out: Path) -> float:
-    """Validation loss of a saved adapter, computed by transformers' own loss, one row at a time."""
+def loss_of_saved(run: Run, out: Path, split: str = "validation") -> float:
+    """Loss of a saved adapter on a split, computed by transformers' own loss, one row at a time."""
     tokenizer = model.load_tokenizer(run.model)
     base = model.load_base(run.model, run.quantization, tokenizer, CPU)
     tuned = PeftModel.from_pretrained(base, str(out / "adapter")).eval()
-    rows = tokenize(tokenizer, prepare(run.data).validation)
+    rows = getattr(tokenize(tokenizer, prepare(run.data), 256), split)
     summed, taught = 0.0, 0
     for row in rows:
         labels = torch.tensor([row["labels"]])
@@ -308,8 +313,8 @@ def test_the_adapter_trains_in_float32_on_a_bfloat16_base(
 
 def test_questions_fit_where_their_conversations_fit(tiny_run: Compose, tmp_path: Path) -> None:
     rows = conversations(60)
-    for row in rows:
-        row["messages"][0]["content"] += " and it hurts" * 400 * (len(row["messages"]) == 2)
+    for i, row in enumerate(rows):
+        row["messages"][0]["content"] += f" and it hurts me{i}" * 300 * (len(row["messages"]) == 2)
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     train(tiny_run(f"data.path='{path}'", "samples.held_out=2", "trainer.max_steps=1"), tmp_path / "run")
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]

@@ -30,7 +30,7 @@ class SequentialLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Hydra loads every launcher it finds, also for `--cfg`: medtune's modules only when one launches.
         from medtune.checks import typed
-        from medtune.config import Refusal, folder_name
+        from medtune.config import Refusal, Run, folder_name
         from medtune.sweep import labels, require_distinct, run_members
 
         if self.config.hydra.sweeper.get("max_batch_size"):
@@ -49,7 +49,7 @@ class SequentialLauncher(Launcher):
             with open_dict(task):
                 del task["hydra"]
             try:
-                typed(task)
+                typed(task, Run)
             except Refusal as refusal:
                 problems += [f"{names[i]}: {line}" for line in refusal.lines]
         if problems:

@@ -1,70 +1,68 @@
-"""conf/data -> train, validation and test sets of conversations, with every row that was left out accounted for."""
+"""conf/data -> train, validation and test sets of conversations, with every row that was left out accounted for.
+
+source -> layout -> normalize -> clean -> redflag (together: screen) -> duplicates -> split (together: select) -> store.
+`python -m medtune.data` shows what comes out.
+"""
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from medtune.config import Data, Refusal, Source
-from medtune.data.normalize import Conversation, Reject, normalize
-from medtune.data.source import read_rows
-from medtune.data.split import split
+from medtune.cache import cached
+from medtune.config import Data
+from medtune.data.store import SPLITS, Conversation, Rows
+from medtune.result import plain
 
-__all__ = ["Conversation", "Conversations", "Reject", "describe_rejects", "prepare"]
-
-log = logging.getLogger(__name__)
-
-BUNDLED = Path(__file__).parent / "consultations.jsonl"
+__all__ = ["Conversation", "Conversations", "prepare"]
 
 
 @dataclass
 class Conversations:
-    """A prepared set: three splits, the rows left out with their reasons, and a fingerprint of the splits."""
+    """A prepared set: three splits, the report of how they came about, and the file of rejects."""
 
-    train: list[Conversation]
-    validation: list[Conversation]
-    test: list[Conversation]
-    rejects: list[Reject]
-    fingerprint: str
+    train: Rows
+    validation: Rows
+    test: Rows
+    report: dict[str, Any]
+    rejects: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is in the splits."""
+        return self.report["fingerprint"]
 
 
 def prepare(data: Data) -> Conversations:
-    """Read, check and split the conversations that `data` names.
+    """Read, clean, audit and split the conversations that `data` names; the second time they come from the cache.
 
-    Raises `Refusal` when the file cannot be read, when no row is usable, or when the training or validation split would
-    be empty.
+    Raises `Refusal` when a source cannot be read or understood, when no row is usable, when the training or validation
+    split would be empty, or when held-out questions leak into training.
     """
-    path = BUNDLED if data.source is Source.consultations else Path(str(data.path)).expanduser()
-    conversations, rejects = normalize(read_rows(path), data.columns, data.system_prompt)
-    if not conversations:
-        why = describe_rejects(rejects) if rejects else "it has no rows"
-        raise Refusal(f"{path} holds no usable conversation: {why}")
-    train, validation, test = split(conversations, data.validation_fraction, data.test_fraction)
-    for name, rows in (("training", train), ("validation", validation)):
-        if not rows:
-            groups = len({c.group for c in conversations})
-            raise Refusal(
-                f"the {name} split is empty: {path.name} has {len(conversations)} conversations in {groups} groups, "
-                "and groups are never cut; add groups, or change data.validation_fraction and data.test_fraction"
-            )
-    content = json.dumps([[(c.messages, c.group) for c in rows] for rows in (train, validation, test)], sort_keys=True)
-    log.info(
-        "data: %s conversations, train %s, validation %s, test %s",
-        len(conversations), len(train), len(validation), len(test),
-    )  # fmt: skip
-    if rejects:
-        log.warning("data: left out %s; see rejects.jsonl", describe_rejects(rejects))
-    return Conversations(train, validation, test, rejects, hashlib.sha256(content.encode()).hexdigest())
+    from medtune.data.pipeline import (  # with all the patterns: half a second that a mistyped key need not wait for
+        make,
+        sources_of,
+    )
+    from medtune.data.source import location
+
+    folder = cached(f"data-{fingerprint(data)[:16]}", lambda folder: make(data, folder))
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for described, source in zip(report["sources"], sources_of(data).values(), strict=True):
+        described["from"] = location(source)  # a set is known by its content: the file may have another name today
+    train, validation, test = (Rows(folder / f"{name}.arrow") for name in SPLITS)
+    return Conversations(train, validation, test, report, folder / "rejects.jsonl")
 
 
-def describe_rejects(rejects: list[Reject]) -> str:
-    """Rejected rows by reason with the first row numbers: '2 rows without an answer (rows 3, 9)'."""
-    reasons: dict[str, list[int]] = {}
-    for reject in rejects:
-        reasons.setdefault(reject.reason, []).append(reject.row)
-    parts = []
-    for reason, rows in reasons.items():
-        shown = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
-        parts.append(f"{len(rows)} row{'s' * (len(rows) > 1)} {reason} (row{'s' * (len(rows) > 1)} {shown})")
-    return "; ".join(parts)
+def fingerprint(data: Data) -> str:
+    """A name for what `prepare` would make of `data`: of the content of its sources, its rules and this package's."""
+    from medtune.data.benchmarks import fingerprints
+    from medtune.data.pipeline import sources_of
+    from medtune.data.source import identity
+
+    rules = plain(data)
+    sources = [{**plain(source), "path": identity(source, place)} for place, source in sources_of(data).items()]
+    modules = sorted(Path(__file__).parent.glob("*.py"))
+    code = [hashlib.sha256(module.read_bytes()).hexdigest() for module in modules]
+    described = [{**rules, "members": None, "path": None}, sources, fingerprints(data.benchmarks), code]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -1,27 +1,119 @@
-"""Conversations -> train, validation and test, no group in two of them."""
+"""Groups -> train, validation and test, so that adding rows never moves an old one; and a report of what leaks."""
 
 import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from medtune.data.normalize import Conversation
+import numpy as np
+
+from medtune.data.duplicates import ALIKE, candidates
+from medtune.data.screen import similarity
+
+TRAIN, VALIDATION, TEST = range(3)
+RESERVED = 0.25  # share of the groups that a split of a fixed count is filled from
+CHECKED = 50  # neighbours in a band that a held-out question is compared with
 
 
-def split(
-    conversations: list[Conversation], validation_fraction: float, test_fraction: float
-) -> tuple[list[Conversation], list[Conversation], list[Conversation]]:
-    """Assign whole groups by the hash of their name, so that adding rows never moves an old row to another split.
+class Splitter:
+    """Assigns whole groups by the hash of their name.
 
-    Returns (train, validation, test), each in the order of the file. The fractions hold for groups, on average.
+    A size below 1 is the share of groups, in every source alike, as each group is hashed on its own. From 1 on it is a
+    number of conversations, shared equally among the sources and filled by their first groups whose hash falls into a
+    reserved quarter. Either way a group's split depends on nothing that comes after it.
     """
-    train: list[Conversation] = []
-    validation: list[Conversation] = []
-    test: list[Conversation] = []
-    for conversation in conversations:
-        digest = hashlib.sha256(conversation.group.encode("utf-8", "surrogatepass")).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        if place < validation_fraction:
-            validation.append(conversation)
-        elif place < validation_fraction + test_fraction:
-            test.append(conversation)
-        else:
-            train.append(conversation)
-    return train, validation, test
+
+    def __init__(self, validation_size: float, test_size: float, sources: int) -> None:
+        self.sizes = {VALIDATION: validation_size, TEST: test_size}
+        self.sources = sources
+        self.splits: dict[str, int] = {}
+        self.filled: Counter[tuple[int, str]] = Counter()  # conversations by split and source
+
+    def split_of(self, group: str, source: str) -> int:
+        """The split of a group; `source` is where the row comes from that it is asked for."""
+        if group not in self.splits:
+            self.splits[group] = self.decide(group, source)
+        return self.splits[group]
+
+    def count(self, group: str, source: str) -> None:
+        """Tell that a conversation of `source` was taken into the split of its group."""
+        self.filled[self.splits[group], source] += 1
+
+    def decide(self, group: str, source: str) -> int:
+        place, start = share(group), 0.0
+        for split, size in self.sizes.items():
+            width = size if size < 1 else RESERVED
+            if start <= place < start + width:
+                full = size >= 1 and self.filled[split, source] >= size / self.sources
+                return TRAIN if full else split
+            start += width
+        return TRAIN
+
+
+def share(name: str) -> float:
+    """A number from 0 to 1 that depends on the name alone."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+@dataclass
+class Leakage:
+    """Held-out conversations (validation and test) whose question, exactly or nearly, or group is in another split too.
+
+    The last two: what share would leak if rows were drawn at random instead, as most pipelines do.
+    """
+
+    held_out: int
+    exact_questions: int
+    near_questions: int
+    groups: int
+    examples: list[tuple[int, int]]
+    questions_if_split_by_row: float
+    groups_if_split_by_row: float
+
+    @property
+    def share(self) -> float:
+        """Share of the held-out conversations whose question is elsewhere too."""
+        return (self.exact_questions + self.near_questions) / max(self.held_out, 1)
+
+
+def leakage(
+    splits: np.ndarray,
+    question: np.ndarray,
+    groups: Sequence[str],
+    bands: np.ndarray,
+    text: Callable[[int], str],
+    size: float,
+) -> Leakage:
+    """Look for leaks in a finished split, independently of how it was made.
+
+    `splits`, `question` and `groups` run over the rows kept; `text(i)` is the question of row i; `size` is the share of
+    the rows that the random split of comparison would hold out.
+    """
+    codes = np.unique(np.array(groups, object).astype(str), return_inverse=True)[1]
+    held_out = np.flatnonzero(splits != TRAIN)
+    exact = elsewhere(question, splits)
+    pairs = candidates(bands, np.arange(len(splits)), CHECKED)
+    pairs = pairs[(splits[pairs[:, 0]] != splits[pairs[:, 1]]) & (question[pairs[:, 0]] != question[pairs[:, 1]])]
+    across = [(a, b) if splits[a] > splits[b] else (b, a) for a, b in pairs.tolist()]
+    alike = [(a, b) for a, b in across if similarity(text(a), text(b)) >= ALIKE]
+    near = {a for a, _ in alike if not exact[a]}
+    at_random = (np.random.default_rng(0).random(len(splits)) < size).astype(np.int8)
+    drawn = max(int(at_random.sum()), 1)
+    return Leakage(
+        held_out=len(held_out),
+        exact_questions=int(exact[held_out].sum()),
+        near_questions=len(near),
+        groups=int(elsewhere(codes, splits)[held_out].sum()),
+        examples=alike[:5],
+        questions_if_split_by_row=float(elsewhere(question, at_random)[at_random == 1].sum() / drawn),
+        groups_if_split_by_row=float(elsewhere(codes, at_random)[at_random == 1].sum() / drawn),
+    )
+
+
+def elsewhere(values: np.ndarray, splits: np.ndarray) -> np.ndarray:
+    """For each row whether its value stands in an earlier split too (train before validation before test)."""
+    _, codes = np.unique(values, return_inverse=True)
+    first = np.full(codes.max(initial=-1) + 1, np.iinfo(np.int8).max)
+    np.minimum.at(first, codes, splits)
+    return first[codes] < splits

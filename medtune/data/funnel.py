@@ -1,0 +1,152 @@
+"""What became of every row -> counts for the report, and lines to read."""
+
+import logging
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from medtune.config import Data, Refusal
+from medtune.data.clean import VERSION
+from medtune.data.screen import Reject, Screened
+from medtune.data.select import Keys, Selection
+from medtune.data.split import TEST, VALIDATION
+from medtune.data.store import SPLITS
+
+log = logging.getLogger(__name__)
+
+# What each rule of the funnel left out, worded to follow a number of rows.
+RULES = {
+    "unusable": "cannot be read as a conversation",
+    "empty": "with nothing left of a message after cleaning",
+    "titles": "whose question is only a title",
+    "short": "too short",
+    "long": "too long",
+    "benchmarks": "that overlap with a benchmark",
+    "redflag": "whose answer does not send an emergency to urgent care",
+    "duplicates": "that repeat an earlier one",
+    "near_duplicates": "that nearly repeat an earlier one",
+    "answers_per_question": "that answer a question once more",
+    "questions_per_answer": "with a stock answer",
+    "leaks": "whose question is in another split",
+    "max_conversations": "beyond the source's limit",
+    "weight": "beyond the source's weight",
+}
+
+
+@dataclass
+class Seen:
+    """What stays in memory of the screened rows: about 200 bytes each. The lists and arrays run over them."""
+
+    described: list[dict[str, Any]] = field(default_factory=list)
+    read: int = 0
+    rows: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # of the configured source
+    sources: list[str] = field(default_factory=list)  # with what the row says about it
+    groups: list[str] = field(default_factory=list)
+    question: list[np.ndarray] = field(default_factory=list)
+    answer: list[np.ndarray] = field(default_factory=list)
+    bands: list[np.ndarray] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    rules: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, part: Screened, name: str) -> None:
+        self.rows += part.batch["row"].to_pylist()
+        self.names += [sys.intern(name)] * part.batch.num_rows
+        self.sources += map(sys.intern, part.batch["source"].to_pylist())
+        self.groups += map(sys.intern, part.batch["group"].to_pylist())
+        for column in ("question", "answer", "bands"):
+            getattr(self, column).append(getattr(part, column))
+        self.counts += part.counts
+        for reject in part.rejects:
+            self.count(reject)
+
+    def count(self, reject: Reject) -> None:
+        self.rules[reject.rule] += 1
+        if reject.rule == "unusable":
+            self.reasons[reject.reason] += 1
+
+    def keys(self) -> Keys:
+        arrays = (np.concatenate(column) for column in (self.question, self.answer, self.bands))
+        return Keys(self.sources, self.names, self.groups, *arrays)
+
+
+def describe(data: Data, seen: Seen, selection: Selection, kept: np.ndarray) -> dict[str, Any]:
+    """The report of a set: sources, funnel, rows that text rules changed, red flags, split sizes in conversations."""
+    by_split = Counter(SPLITS[selection.splits[row]] for row in kept)
+    by_source: dict[str, dict[str, int]] = {}
+    for row in kept:
+        by_source.setdefault(seen.sources[row], dict.fromkeys(SPLITS, 0))[SPLITS[selection.splits[row]]] += 1
+    flags = {name.partition("/")[2]: count for name, count in seen.counts.items() if name.startswith("redflag/")}
+    return {
+        "cleaning_version": VERSION,
+        "sources": seen.described,
+        "funnel": {"read": seen.read, **dict(seen.rules.most_common()), "kept": len(kept)},
+        "unusable": dict(seen.reasons.most_common()),
+        "changed": {n.partition("/")[2]: c for n, c in seen.counts.most_common() if n.startswith("changed/")},
+        "redflag": {
+            "policy": data.redflag.name,
+            "emergencies": sum(flags.values()),
+            "urged": sum(count for name, count in seen.counts.items() if name.startswith("urged/")),
+            "by_category": {
+                n: {"emergencies": c, "urged": seen.counts[f"urged/{n}"]} for n, c in sorted(flags.items())
+            },
+        },
+        "splits": {name: by_split[name] for name in SPLITS},
+        "by_source": by_source,
+        "groups": len({selection.groups[row] for row in kept}),
+    }
+
+
+def describe_rules(seen: Seen) -> str:
+    """Why rows were left out, most frequent first."""
+    reasons = [f"{count} {reason}" for reason, count in seen.reasons.most_common()]
+    return "; ".join(reasons + [f"{count} by {rule}" for rule, count in seen.rules.most_common() if rule != "unusable"])
+
+
+def require_splits(data: Data, counted: dict[str, Any]) -> None:
+    """Raises `Refusal` when a split that is needed is empty, or one of a fixed size cannot be filled."""
+    sizes, groups = counted["splits"], counted["groups"]
+    for split, size in ((VALIDATION, data.validation_size), (TEST, data.test_size)):
+        name = SPLITS[split]
+        if size >= 1 and sizes[name] < size:
+            raise Refusal(
+                f"data.{name}_size={size:g}: only {sizes[name]} conversations are in the quarter of the groups that it "
+                f"is filled from: lower it, or give a share, as data.{name}_size=0.2"
+            )
+    for name in ("train", "validation"):
+        if not sizes[name]:
+            raise Refusal(
+                f"the {name} split is empty: {sum(sizes.values())} conversations in {groups} groups, and groups are "
+                "never cut: name another data.columns.group, or change data.validation_size and data.test_size"
+            )
+
+
+def announce(report: dict[str, Any]) -> None:
+    """Log how a set came about: its sources, the funnel, the red flags, the splits."""
+    for source in report["sources"]:
+        log.info(
+            "data: %s rows of %s (%s), read as %s", source["rows"], source["name"], source["from"], source["layout"]
+        )
+    for rule, count in left_out(report).items():
+        log.info("data: left out %s %s", count, RULES[rule])
+    if report["unusable"]:
+        log.warning(
+            "data: %s; see rejects.jsonl", "; ".join(f"{n} {reason}" for reason, n in report["unusable"].items())
+        )
+    flags = report["redflag"]
+    if flags["emergencies"]:
+        log.info(
+            "data: %s patients describe an emergency, %s answers send them to urgent care (redflag=%s)",
+            flags["emergencies"], flags["urged"], flags["policy"],
+        )  # fmt: skip
+    sizes = ", ".join(f"{name} {size}" for name, size in report["splits"].items())
+    log.info("data: %s conversations, %s", report["funnel"]["kept"], sizes)
+
+
+def left_out(report: dict[str, Any]) -> dict[str, int]:
+    """Rows left out by rule, in the order of the rules."""
+    return {rule: report["funnel"][rule] for rule in RULES if report["funnel"].get(rule)}

@@ -1,0 +1,195 @@
+"""One set, from its sources to its splits on disk. Rows stream; only what they are compared by stays in memory."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from medtune.config import Data, Refusal, Source
+from medtune.data.benchmarks import grams
+from medtune.data.funnel import Seen, describe, describe_rules, require_splits
+from medtune.data.layout import layout_of
+from medtune.data.normalize import answer_of, question_of
+from medtune.data.screen import Reject, Screen, Screened, write_rejects
+from medtune.data.select import Selection, select, thin_out
+from medtune.data.source import Row, expected_rows, location, read_rows
+from medtune.data.split import TRAIN, leakage
+from medtune.data.store import SPLITS, Rows, Writer
+
+CHUNK = 1000  # rows that travel to a worker together
+ALONE = 4000  # rows up to which starting workers costs more than it saves
+
+LEFT_OUT = -1
+
+worker: dict[str, Screen] = {}  # of this process, if it is a worker
+
+
+def sources_of(data: Data) -> dict[str, Source]:
+    """The sources of a set by their dotted key: its members, or itself."""
+    return {f"data.members.{name}": member for name, member in data.members.items()} or {"data": data}
+
+
+def make(data: Data, folder: Path) -> None:
+    """Prepare `data` into `folder`: train, validation and test as Arrow files, rejects.jsonl and report.json.
+
+    Raises `Refusal` as `medtune.data.prepare` does.
+    """
+    with (folder / "rejects.jsonl").open("w", encoding="ascii") as rejects:
+        seen, screened = screen_all(data, folder, rejects)
+        keys = seen.keys()
+        conversations = Rows(screened)
+
+        def texts(row: int) -> tuple[str, str]:
+            messages = conversations[row].messages
+            return question_of(messages), answer_of(messages)
+
+        def number(row: int) -> str:
+            return f"row {seen.rows[row]}" + (f" of {seen.names[row]}" if data.members else "")
+
+        selection = select(keys, data, texts, number)
+        thin_out(selection, seen.names, list(sources_of(data).values()))
+        fingerprint = write_splits(data, conversations, selection, seen, folder, rejects)
+    kept = np.array([row for row in range(len(seen.rows)) if row not in selection.left_out], np.int64)
+    counted = describe(data, seen, selection, kept)
+    require_splits(data, counted)
+    leaks = leakage(
+        selection.splits[kept],
+        keys.question[kept],
+        [selection.groups[row] for row in kept],
+        keys.bands[kept],
+        lambda place: texts(int(kept[place]))[0],
+        1 - counted["splits"]["train"] / len(kept),
+    )
+    if leaks.share > data.max_leakage:
+        first = "; ".join(f"{number(int(kept[a]))} and {number(int(kept[b]))}" for a, b in leaks.examples[:2])
+        raise Refusal(
+            f"{leaks.share:.1%} of the held-out questions stand in another split too (as {first}), more than "
+            f"data.max_leakage={data.max_leakage:g}: give rows that belong together one group, or raise the limit"
+        )
+    screened.unlink()
+    report = {**counted, "leakage": asdict(leaks), "fingerprint": fingerprint}
+    (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def screen_all(data: Data, folder: Path, rejects: Any) -> tuple[Seen, Path]:
+    """Screen every row of every source into one Arrow file. Returns what is known of the rows, and the file."""
+    seen, screened = Seen(), folder / "screened.arrow"
+    benchmarks = grams(data.benchmarks, data.benchmark_words)
+    with Writer(screened) as writer:
+        for place, source in sources_of(data).items():
+            rows = read_rows(source, place)
+            first = list(islice(rows, CHUNK))
+            layout = layout_of(first, source, place)
+            before = seen.read
+            with tqdm(
+                desc=source.name, unit=" rows", total=expected_rows(source, first), disable=not sys.stderr.isatty()
+            ) as bar:
+                for size, part in in_parallel(Screen(data, source, layout, benchmarks), chain(first, rows)):
+                    writer.write(part.batch)
+                    write_rejects(rejects, part.rejects)
+                    seen.add(part, source.name)
+                    seen.read += size
+                    bar.update(size)
+            seen.described.append(
+                {
+                    "name": source.name,
+                    "from": location(source),
+                    "layout": str(layout),
+                    "license": source.license,
+                    "redistributable": source.redistributable,
+                    "rows": seen.read - before,
+                }
+            )
+    if not seen.rows:
+        why = describe_rules(seen) if seen.read else "there are no rows"
+        raise Refusal(f"{', '.join(map(location, sources_of(data).values()))}: no usable conversation: {why}")
+    return seen, screened
+
+
+def in_parallel(screen: Screen, rows: Iterator[Row]) -> Iterator[tuple[int, Screened]]:
+    """Screen rows in chunks, in order; in worker processes where there are many rows and several processors.
+
+    Yields (rows read, what came of them).
+    """
+    chunks = iter(lambda: list(islice(rows, CHUNK)), [])
+    for chunk in islice(chunks, ALONE // CHUNK):
+        yield len(chunk), screen(chunk)
+    following = next(chunks, None)
+    if following is None:
+        return
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # spawn: a forked worker would inherit the locks of threads that it does not have.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, start_worker, (screen,)) as pool:
+        waiting: deque[tuple[int, Future[Screened]]] = deque()
+        for chunk in chain([following], chunks):
+            waiting.append((len(chunk), pool.submit(screen_in_worker, chunk)))
+            if len(waiting) > 2 * workers:  # no more, or all rows would wait in memory
+                size, future = waiting.popleft()
+                yield size, future.result()
+        for size, future in waiting:
+            yield size, future.result()
+
+
+def start_worker(screen: Screen) -> None:
+    """Set up a worker process: it leaves Ctrl-C to its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker["screen"] = screen
+
+
+def screen_in_worker(chunk: Sequence[Row]) -> Screened:
+    """Screen a chunk in a worker process."""
+    return worker["screen"](chunk)
+
+
+def write_splits(data: Data, conversations: Rows, selection: Selection, seen: Seen, folder: Path, rejects: Any) -> str:
+    """Write every screened row to its split, as often as its source's weight says, or to the rejects.
+
+    Returns the SHA-256 of the splits.
+    """
+    weights = {source.name: source.weight for source in sources_of(data).values()}
+    splits = selection.splits.copy()
+    splits[list(selection.left_out)] = LEFT_OUT
+    contents = [hashlib.sha256() for _ in SPLITS]
+    start = 0
+    with ExitStack() as stack:
+        writers = [stack.enter_context(Writer(folder / f"{name}.arrow")) for name in SPLITS]
+        for batch in conversations.table.to_batches(max_chunksize=CHUNK):
+            places = np.arange(start, start + batch.num_rows)
+            start += batch.num_rows
+            groups = pa.array([selection.groups[place] for place in places], pa.string())
+            batch = batch.set_column(batch.schema.get_field_index("group"), "group", groups)
+            for split, (writer, content) in enumerate(zip(writers, contents, strict=True)):
+                own = np.flatnonzero(splits[places] == split)
+                if split == TRAIN:
+                    own = np.repeat(own, [times_shown(weights[seen.names[place]], place) for place in places[own]])
+                rows = batch.take(own)
+                writer.write(rows)
+                said = zip(rows["group"].to_pylist(), rows["messages"].to_pylist(), strict=True)
+                content.update("".join(f"{group}\n{messages}\n" for group, messages in said).encode())
+            out = np.flatnonzero(splits[places] == LEFT_OUT)
+            for row, place in zip(batch.take(out).to_pylist(), places[out].tolist(), strict=True):
+                reject = Reject(row["row"], seen.names[place], *selection.left_out[place], json.loads(row["messages"]))
+                seen.count(reject)
+                write_rejects(rejects, [reject])
+    return hashlib.sha256(b"".join(content.digest() for content in contents)).hexdigest()
+
+
+def times_shown(weight: float, place: int) -> int:
+    """How often a training row stands in the set: a weight of 2.5 shows every row twice, every second a third time."""
+    whole = int(weight)
+    return max(1, whole + (int((place + 1) * (weight - whole)) > int(place * (weight - whole)))) if weight > 1 else 1

@@ -1,0 +1,193 @@
+"""Rows -> cleaned conversations and rejects, with what later steps compare rows by. This part runs in parallel.
+
+A row is looked at on its own here; what depends on other rows is in duplicates.py and split.py.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rensa import RMinHash
+from xxhash import xxh3_64_intdigest
+
+from medtune.choices import RedFlag
+from medtune.config import Data, Source
+from medtune.data.clean import Cleaner
+from medtune.data.layout import Layout
+from medtune.data.normalize import Messages, Unusable, answer_of, normalize, question_of, words_of
+from medtune.data.redflag import red_flag, urges_care
+from medtune.data.source import Row
+from medtune.data.store import batch_of
+
+# MinHash with banding (Broder 1997; Leskovec, Rajaraman & Ullman, Mining of Massive Datasets, 3.4): two questions with
+# a Jaccard similarity of s agree in each band with probability s^6.
+BANDS, ROWS_PER_BAND = 24, 6
+SENTENCE = re.compile(
+    r"[?]|\b(i|i'?m|i'?ve|im|ive|my|me|we|he|she|it|they|you|is|are|am|was|were|be|been|do|does|did|has|have|had|can|could"
+    r"|should|would|will|may|might|what|which|who|why|when|where|how|please|need|want|feel|feels|hurts?)\b",
+    re.IGNORECASE,
+)
+LONGEST_TITLE = 12  # words
+
+
+@dataclass
+class Reject:
+    """A row left out: its number, its source, the rule, why, and what stood in it."""
+
+    row: int
+    source: str
+    rule: str
+    reason: str
+    content: Any
+
+
+def write_rejects(file: Any, rejects: Sequence[Reject]) -> None:
+    """Write rejects as JSON lines, in ASCII: a rejected row may hold characters that UTF-8 cannot."""
+    for reject in rejects:
+        file.write(json.dumps(asdict(reject), default=str) + "\n")
+
+
+@dataclass
+class Screened:
+    """What came of some rows. The batch and the arrays' first axis run over the conversations kept.
+
+    `batch` has the columns of `store.SCHEMA`; `question` and `answer` are 64-bit hashes of the words; `bands` is
+    [conversations, BANDS]. `counts` has the rows that each text rule changed, and the red flags seen and answered.
+    """
+
+    batch: pa.RecordBatch
+    question: np.ndarray
+    answer: np.ndarray
+    bands: np.ndarray
+    rejects: list[Reject]
+    counts: Counter[str]
+
+
+class Screen:
+    """Normalises, cleans and audits the rows of one source."""
+
+    def __init__(self, data: Data, source: Source, layout: Layout, benchmarks: frozenset[int]) -> None:
+        self.data, self.source, self.layout, self.benchmarks = data, source, layout, benchmarks
+        self.clean = Cleaner(asdict(data.rules), source.product_names)
+        self.group_pattern = re.compile(source.group_pattern) if source.group_pattern else None
+
+    def __call__(self, rows: Sequence[Row]) -> Screened:
+        """Screen some rows; their order stays."""
+        kept: list[tuple[int, str, str, str]] = []
+        rejects, counts = [], Counter[str]()
+        questions: list[list[str]] = []
+        answers: list[list[str]] = []
+        for number, row in rows:
+            try:
+                raw = normalize(row, self.layout, self.data.system_prompt)
+                messages, changes = self.clean(raw)
+                counts.update(f"changed/{rule}" for rule in changes)
+                asked, answered = question_of(messages), answer_of(messages)
+                question, answer = words_of(asked), words_of(answered)
+                self.refuse_row(row, raw, messages, question, answer)
+                self.audit(messages, answered, counts)
+            except Unusable as unusable:
+                rule, reason = unusable.args if len(unusable.args) == 2 else ("unusable", str(unusable))
+                content = str(row) if isinstance(row, Exception) else row
+                rejects.append(Reject(number, self.source.name, rule, reason, content))
+                continue
+            written = json.dumps(messages, ensure_ascii=False)
+            kept.append((number, self.source_of(row), self.group_of(row, asked), written))
+            questions.append(question)
+            answers.append(answer)
+        return Screened(
+            batch_of(kept),
+            np.array([digest(words) for words in questions], np.uint64),
+            np.array([digest(words) for words in answers], np.uint64),
+            bands_of([pairs_of(words) for words in questions]),
+            rejects,
+            counts,
+        )
+
+    def refuse_row(
+        self, row: dict[str, Any], raw: Messages, messages: Messages, question: list[str], answer: list[str]
+    ) -> None:
+        """Apply the row rules. Raises `Unusable` with the rule's name and the reason."""
+        rules = self.data.rules
+        if any(not m["content"] for m in messages):
+            raise Unusable("empty", "with nothing left of a message after cleaning")
+        if rules.titles and is_title(raw, question, row.get(self.layout.columns.get("title", ""))):
+            raise Unusable("titles", "whose question is only a title")
+        if len(question) < rules.min_question_words:
+            raise Unusable("short", f"whose question has fewer than {rules.min_question_words} words")
+        if len(answer) < rules.min_answer_words:
+            raise Unusable("short", f"whose answer has fewer than {rules.min_answer_words} words")
+        words = sum(len(words_of(m["content"])) for m in messages[3:]) + len(question) + len(answer)
+        if rules.max_words is not None and words > rules.max_words:
+            raise Unusable("long", f"of more than {rules.max_words} words")
+        if self.benchmarks and not self.benchmarks.isdisjoint(
+            gram for m in messages[1:] for gram in grams_of(words_of(m["content"]), self.data.benchmark_words)
+        ):
+            raise Unusable("benchmarks", "that overlap with a benchmark")
+
+    def audit(self, messages: Messages, answered: str, counts: Counter[str]) -> None:
+        """Look for an emergency that the answer does not treat as one. Raises `Unusable` where such rows go."""
+        category = red_flag("\n".join(m["content"] for m in messages if m["role"] == "user"))
+        if category is None:
+            return
+        counts[f"redflag/{category}"] += 1
+        if urges_care(answered, category):
+            counts[f"urged/{category}"] += 1
+        elif self.data.redflag is RedFlag.drop:
+            raise Unusable("redflag", f"whose answer does not send an emergency ({category}) to urgent care")
+
+    def source_of(self, row: dict[str, Any]) -> str:
+        """The source's name, with what the row itself says about where it comes from."""
+        own = row.get(self.layout.columns.get("source", ""))
+        return f"{self.source.name}/{own}" if own else self.source.name
+
+    def group_of(self, row: dict[str, Any], question: str) -> str:
+        """The group that a row names, by its column or in its question; empty if it names none."""
+        named = row.get(self.layout.columns.get("group", ""))
+        if named is None and self.group_pattern and (found := self.group_pattern.search(question)):
+            named = " ".join(words_of(found[1]))
+        return "" if named is None or named == "" else f"{self.source.name} {named}"
+
+
+def is_title(raw: Messages, question: list[str], title: Any) -> bool:
+    """Whether all that a patient says is a headline: the row's own, or a few words without a verb or question mark."""
+    asked = question_of(raw)
+    if isinstance(title, str) and words_of(title.removeprefix("Q.")) == question:
+        return "?" not in title
+    return len(question) <= LONGEST_TITLE and not SENTENCE.search(asked) and not re.search(r"[.!,;]\s|\d", asked)
+
+
+def digest(words: Sequence[str]) -> int:
+    """64-bit hash of words."""
+    return xxh3_64_intdigest(" ".join(words).encode())
+
+
+def pairs_of(words: Sequence[str]) -> list[str]:
+    """Neighbouring words, the ends marked: two questions are as alike as these sets."""
+    return [f"{a} {b}" for a, b in zip(["^", *words], [*words, "$"], strict=True)]
+
+
+def similarity(a: str, b: str) -> float:
+    """Jaccard similarity of two texts' neighbouring words, 0 to 1."""
+    ours, theirs = set(pairs_of(words_of(a))), set(pairs_of(words_of(b)))
+    return len(ours & theirs) / len(ours | theirs)
+
+
+def bands_of(sets: Sequence[list[str]]) -> np.ndarray:
+    """[sets, BANDS] hashes: sets that are alike agree in at least one of them."""
+    signatures = RMinHash.digests_from_token_sets(sets, num_perm=BANDS * ROWS_PER_BAND, seed=1)
+    rows = np.array(signatures, np.uint64).reshape(len(sets), BANDS, ROWS_PER_BAND)
+    mixed = np.zeros(rows.shape[:2], np.uint64)
+    for column in range(ROWS_PER_BAND):  # Knuth's multiplicative hashing; overflow is meant
+        mixed = (mixed ^ rows[:, :, column]) * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed >> np.uint64(32)).astype(np.uint32)
+
+
+def grams_of(words: Sequence[str], size: int) -> list[int]:
+    """Hashes of every `size` words in a row; of all words where there are fewer."""
+    return [digest(words[i : i + size]) for i in range(max(1, len(words) - size + 1))]
