@@ -13,6 +13,7 @@ from conftest import compose, conversations, write_jsonl
 from medtune.config import Data, Refusal
 from medtune.data import Conversations, pipeline, prepare
 from medtune.data.duplicates import near
+from medtune.data.funnel import smaller
 from medtune.data.screen import bands_of, pairs_of, similarity
 from medtune.data.split import TRAIN, leakage
 from medtune.data.store import SPLITS
@@ -250,8 +251,21 @@ def test_sizes_hold_by_share_and_by_count(tmp_path: Path) -> None:
     assert list(shares.values()) == [pytest.approx(n, rel=0.2) for n in (700, 200, 100)]
     counts = prepared(tmp_path, rows, "data.validation_size=50", "data.test_size=30").report["splits"]
     assert counts == {"train": 920, "validation": 50, "test": 30}
-    with pytest.raises(Refusal, match=r"data\.test_size=400: only \d+ conversations are in the quarter"):
-        prepared(tmp_path, rows, "data.test_size=400")
+    short = prepared(tmp_path, rows, "data.test_size=400").report
+    assert 200 < short["splits"]["test"] < 300
+    assert smaller(short)[0].startswith(f"the test split has {short['splits']['test']} conversations, not 400")
+
+
+def test_a_count_is_exact_though_groups_are_never_cut(tmp_path: Path) -> None:
+    rows = [row | {"group": f"patient {i % 150}", "source": "abc"[i % 3]} for i, row in enumerate(conversations(900))]
+    found = prepared(tmp_path, rows, "data.validation_size=40", "data.test_size=20")
+    assert (found.report["splits"]["validation"], found.report["splits"]["test"]) == (40, 20)
+    assert {s: n["validation"] for s, n in found.report["by_source"].items()} == {
+        "local/a": 14,
+        "local/b": 13,
+        "local/c": 13,
+    }
+    assert set(rejected(found).values()) == {"split_size"} and found.report["leakage"]["groups"] == 0
 
 
 def test_splits_are_stratified_by_source(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from medtune.config import Data, Refusal
 from medtune.data.clean import VERSION
 from medtune.data.screen import Reject, Screened
 from medtune.data.select import Keys, Selection
-from medtune.data.split import TEST, VALIDATION
 from medtune.data.store import SPLITS
 
 log = logging.getLogger(__name__)
@@ -31,6 +30,7 @@ RULES = {
     "answers_per_question": "that answer a question once more",
     "questions_per_answer": "with a stock answer",
     "leaks": "whose question is in another split",
+    "split_size": "whose group is in a split that is full",
     "max_conversations": "beyond the source's limit",
     "weight": "beyond the source's weight",
 }
@@ -96,6 +96,7 @@ def describe(data: Data, seen: Seen, selection: Selection, kept: np.ndarray) -> 
             },
         },
         "splits": {name: by_split[name] for name in SPLITS},
+        "asked": {"validation": data.validation_size, "test": data.test_size},
         "by_source": by_source,
         "groups": len({selection.groups[row] for row in kept}),
     }
@@ -107,16 +108,9 @@ def describe_rules(seen: Seen) -> str:
     return "; ".join(reasons + [f"{count} by {rule}" for rule, count in seen.rules.most_common() if rule != "unusable"])
 
 
-def require_splits(data: Data, counted: dict[str, Any]) -> None:
-    """Raises `Refusal` when a split that is needed is empty, or one of a fixed size cannot be filled."""
+def require_splits(counted: dict[str, Any]) -> None:
+    """Raises `Refusal` when a split that is needed is empty."""
     sizes, groups = counted["splits"], counted["groups"]
-    for split, size in ((VALIDATION, data.validation_size), (TEST, data.test_size)):
-        name = SPLITS[split]
-        if size >= 1 and sizes[name] < size:
-            raise Refusal(
-                f"data.{name}_size={size:g}: only {sizes[name]} conversations are in the quarter of the groups that it "
-                f"is filled from: lower it, or give a share, as data.{name}_size=0.2"
-            )
     for name in ("train", "validation"):
         if not sizes[name]:
             raise Refusal(
@@ -145,6 +139,18 @@ def announce(report: dict[str, Any]) -> None:
         )  # fmt: skip
     sizes = ", ".join(f"{name} {size}" for name, size in report["splits"].items())
     log.info("data: %s conversations, %s", report["funnel"]["kept"], sizes)
+    for line in smaller(report):
+        log.warning("data: %s", line)
+
+
+def smaller(report: dict[str, Any]) -> list[str]:
+    """A line for each split of a fixed size that could not be filled."""
+    return [
+        f"the {name} split has {report['splits'][name]} conversations, not {size:g}: no more are in the quarter of each"
+        " source's groups that it is filled from"
+        for name, size in report["asked"].items()
+        if report["splits"][name] < size and size >= 1
+    ]
 
 
 def left_out(report: dict[str, Any]) -> dict[str, int]:

@@ -65,7 +65,7 @@ def make(data: Data, folder: Path) -> None:
         fingerprint = write_splits(data, conversations, selection, seen, folder, rejects)
     kept = np.array([row for row in range(len(seen.rows)) if row not in selection.left_out], np.int64)
     counted = describe(data, seen, selection, kept)
-    require_splits(data, counted)
+    require_splits(counted)
     leaks = leakage(
         selection.splits[kept],
         keys.question[kept],

@@ -44,7 +44,7 @@ def select(keys: Keys, data: Data, texts: Callable[[int], tuple[str, str]], numb
     rules, rows = data.rules, len(keys.question)
     first = np.unique(keys.question, return_index=True)[1]
     alike = near(keys.bands, np.sort(first), lambda i: texts(i)[0])
-    splitter = Splitter(data.validation_size, data.test_size, len(set(keys.sources)))
+    splitter = Splitter(data.validation_size, data.test_size, keys.sources)
     selection = Selection(np.full(rows, TRAIN, np.int8), {}, list(keys.groups))
     kept: dict[int, list[int]] = {}  # rows taken so far, by question
     opening: dict[int, int] = {}  # the first row of each question
@@ -69,11 +69,13 @@ def select(keys: Keys, data: Data, texts: Callable[[int], tuple[str, str]], numb
         family = [*same, *relatives]
         group = selection.groups[row] or (selection.groups[family[0]] if family else f"question/{question:016x}")
         split = splitter.split_of(group, keys.sources[row])
+        if split is None:
+            return "split_size", "whose group is in a split that is full"
         for other in family:
             if selection.splits[other] != split:
                 return "leaks", f"that asks what {number(other)} asks, which is in another split"
         selection.groups[row], selection.splits[row] = group, split
-        splitter.count(group, keys.sources[row])
+        splitter.take(group, keys.sources[row])
         return None
 
     for row, (question, answer) in enumerate(zip(keys.question.tolist(), keys.answer.tolist(), strict=True)):

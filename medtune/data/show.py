@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medtune.data.funnel import RULES, left_out
+from medtune.data.funnel import RULES, left_out, smaller
 from medtune.data.store import SPLITS, Conversation
 
 console = Console(highlight=False, soft_wrap=True)
@@ -50,6 +50,8 @@ def report(counted: dict[str, Any]) -> None:
         splits.add_row(f"… {len(counted['by_source']) - SHOWN} more", *[""] * len(SPLITS))
     splits.add_row("all", *(f"{counted['splits'][name]:,}" for name in SPLITS))
     console.print(splits)
+    for said in smaller(counted):
+        line(said)
     leaks(counted["leakage"], counted["groups"])
 
 

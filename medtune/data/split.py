@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,32 +20,42 @@ class Splitter:
 
     A size below 1 is the share of groups, in every source alike, as each group is hashed on its own. From 1 on it is a
     number of conversations, shared equally among the sources and filled by their first groups whose hash falls into a
-    reserved quarter. Either way a group's split depends on nothing that comes after it.
+    reserved quarter; what such a group has beyond the number has no place, because groups are never cut. Either way the
+    place of a row depends on nothing that comes after it.
     """
 
-    def __init__(self, validation_size: float, test_size: float, sources: int) -> None:
+    def __init__(self, validation_size: float, test_size: float, sources: Iterable[str]) -> None:
         self.sizes = {VALIDATION: validation_size, TEST: test_size}
-        self.sources = sources
+        names = sorted(set(sources))
+        self.quotas = {
+            (split, name): size // len(names) + (rank < size % len(names))
+            for split, size in self.sizes.items()
+            for rank, name in enumerate(names)
+            if size >= 1
+        }
         self.splits: dict[str, int] = {}
         self.filled: Counter[tuple[int, str]] = Counter()  # conversations by split and source
 
-    def split_of(self, group: str, source: str) -> int:
-        """The split of a group; `source` is where the row comes from that it is asked for."""
+    def split_of(self, group: str, source: str) -> int | None:
+        """The split for a row of `source` in a group; None where that split is full."""
         if group not in self.splits:
             self.splits[group] = self.decide(group, source)
-        return self.splits[group]
+        split = self.splits[group]
+        return None if self.full(split, source) else split
 
-    def count(self, group: str, source: str) -> None:
-        """Tell that a conversation of `source` was taken into the split of its group."""
+    def take(self, group: str, source: str) -> None:
+        """Tell that a row of `source` was taken into the split of its group."""
         self.filled[self.splits[group], source] += 1
+
+    def full(self, split: int, source: str) -> bool:
+        return (split, source) in self.quotas and self.filled[split, source] >= self.quotas[split, source]
 
     def decide(self, group: str, source: str) -> int:
         place, start = share(group), 0.0
         for split, size in self.sizes.items():
             width = size if size < 1 else RESERVED
             if start <= place < start + width:
-                full = size >= 1 and self.filled[split, source] >= size / self.sources
-                return TRAIN if full else split
+                return TRAIN if self.full(split, source) else split
             start += width
         return TRAIN
 
