@@ -121,7 +121,7 @@ class Data(Source):
     )
     test_size: float = key("groups kept aside until the choice is made, likewise", "share or count", at_least=0)
     max_leakage: float = key(
-        "refuse when more of the held-out questions stand in the training set too", "share", at_least=0, at_most=1
+        "refuse when more of the held-out questions stand in another split too", "share", at_least=0, at_most=1
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from medtune import conversation
 from medtune.cache import cached
 from medtune.config import Refusal
 from medtune.data import Conversations
-from medtune.data.screen import Reject
+from medtune.data.screen import Reject, write_rejects
 from medtune.data.store import SPLITS, Rows, Writer, batch_of, table
+
+log = logging.getLogger(__name__)
 
 IGNORED = -100  # torch.nn.CrossEntropyLoss's ignore_index: not taught
 SCHEMA = pa.schema(
@@ -48,6 +51,13 @@ class Tokens:
     test: Dataset
     too_long: list[Reject]
     too_long_lengths: list[int]
+
+    def record(self, rejects: Path) -> None:
+        """Append what is too long to a rejects.jsonl, and say so."""
+        if self.too_long:
+            with rejects.open("a", encoding="ascii") as file:
+                write_rejects(file, self.too_long)
+            log.warning("data: %s %s; see rejects.jsonl", len(self.too_long), self.too_long[0].reason)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: Conversations, max_length: int) -> Tokens:

@@ -33,7 +33,6 @@ def train(run: Run, out: Path) -> float:
     with Result(run, out) as result:
         require_account(run.wandb.mode)
         from medtune.data import funnel, prepare
-        from medtune.data.screen import write_rejects
         from medtune.data.store import SPLITS
 
         conversations = prepare(run.data)
@@ -55,10 +54,7 @@ def train(run: Run, out: Path) -> float:
         model.require_memory(run.model, run.quantization, device)
         tokenizer = model.load_tokenizer(run.model)
         tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
-        if tokens.too_long:
-            with (out / "rejects.jsonl").open("a", encoding="ascii") as rejects:
-                write_rejects(rejects, tokens.too_long)
-            log.warning("data: %s %s; see rejects.jsonl", len(tokens.too_long), tokens.too_long[0].reason)
+        tokens.record(out / "rejects.jsonl")
         splits = [(getattr(tokens, name), getattr(conversations, name)) for name in SPLITS]
         proof = prove(tokenizer, collator(tokenizer), splits, run.model.stop_tokens)
         log.info("mask: %s", proof)

@@ -13,7 +13,7 @@ from conftest import compose, conversations, write_jsonl
 from medtune.config import Data, Refusal
 from medtune.data import Conversations, pipeline, prepare
 from medtune.data.duplicates import near
-from medtune.data.funnel import smaller
+from medtune.data.funnel import announce, smaller
 from medtune.data.screen import bands_of, pairs_of, similarity
 from medtune.data.split import TRAIN, leakage
 from medtune.data.store import SPLITS
@@ -260,11 +260,6 @@ def test_a_count_is_exact_though_groups_are_never_cut(tmp_path: Path) -> None:
     rows = [row | {"group": f"patient {i % 150}", "source": "abc"[i % 3]} for i, row in enumerate(conversations(900))]
     found = prepared(tmp_path, rows, "data.validation_size=40", "data.test_size=20")
     assert (found.report["splits"]["validation"], found.report["splits"]["test"]) == (40, 20)
-    assert {s: n["validation"] for s, n in found.report["by_source"].items()} == {
-        "local/a": 14,
-        "local/b": 13,
-        "local/c": 13,
-    }
     assert set(rejected(found).values()) == {"split_size"} and found.report["leakage"]["groups"] == 0
 
 
@@ -272,14 +267,15 @@ def test_splits_are_stratified_by_source(tmp_path: Path) -> None:
     rows = [row | {"source": "a" if i % 5 else "b"} for i, row in enumerate(conversations(1000))]
     by_share = prepared(tmp_path, rows, "data.validation_size=0.2").report["by_source"]
     assert by_share["local/a"]["validation"] / 800 == pytest.approx(by_share["local/b"]["validation"] / 200, rel=0.35)
-    by_count = prepared(tmp_path, rows, "data.validation_size=40").report["by_source"]
-    assert by_count["local/a"]["validation"] == by_count["local/b"]["validation"] == 20
+    by_count = mixture(tmp_path, "data.validation_size=21", "data.test_size=8").report
+    assert {name: sizes["validation"] for name, sizes in by_count["by_source"].items()} == {"a": 11, "b": 10}
+    assert by_count["splits"]["test"] == 8
 
 
 def test_one_group_that_holds_everything_and_an_empty_split(tmp_path: Path) -> None:
     rows = [row | {"group": "the same"} for row in conversations(40)]
     with pytest.raises(Refusal, match=r"split is empty: 40 conversations in 1 groups, and groups are never cut"):
-        prepared(tmp_path, rows)
+        prepared(tmp_path, rows, "data.columns.group=group")
 
 
 def test_a_leak_is_counted_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,6 +366,7 @@ def test_weights_and_limits_of_a_mixture(tmp_path: Path) -> None:
     assert train["a"] == before["a"] and train["b"] == pytest.approx(before["b"] / 2, rel=0.25)
     assert list(half.validation) == list(whole.validation) and list(half.test) == list(whole.test)
     often = mixture(tmp_path, "data.members.b.weight=2.5")
+    assert often.report["train_rows"] == len(often.train) > often.report["splits"]["train"] == len(whole.train)
     assert Counter(c.source for c in often.train)["b"] == pytest.approx(2.5 * before["b"], rel=0.05)
     assert {c.row for c in often.train} == {c.row for c in whole.train} and list(often.test) == list(whole.test)
 
@@ -389,19 +386,23 @@ def test_the_second_time_nothing_is_prepared(tmp_path: Path, monkeypatch: pytest
     assert calls == [], "a set is known by its content, not by its name"
 
 
-@pytest.mark.parametrize("change", ["data.rules.titles=false", "data.redflag=keep", "data.test_size=0.2", "rows"])
-def test_any_change_prepares_anew(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    "change", ["data.rules.titles=false", "data.redflag=keep", "data.test_size=0.2", "rows", "criteria"]
+)
+def test_any_change_prepares_anew(tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", conversations(60))
     before = prepare(local(path)).rejects.parent
+    if change == "criteria":
+        monkeypatch.setattr(Path, "iterdir", lambda folder: iter([write_jsonl(tmp_path / "redflags.yaml", [])]))
     write_jsonl(path, conversations(61 if change == "rows" else 60))
-    assert prepare(local(path, *[change] * (change != "rows"))).rejects.parent != before
+    assert prepare(local(path, *[change] * ("=" in change))).rejects.parent != before
 
 
 def test_a_refused_set_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     with pytest.raises(Refusal):
-        prepared(tmp_path, [row | {"group": "the same"} for row in conversations(40)])
+        prepared(tmp_path, [row | {"group": "the same"} for row in conversations(40)], "data.columns.group=group")
     with pytest.raises(Refusal):
-        prepared(tmp_path, [row | {"group": "the same"} for row in conversations(40)])
+        prepared(tmp_path, [row | {"group": "the same"} for row in conversations(40)], "data.columns.group=group")
 
 
 def test_workers_find_what_one_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,6 +424,29 @@ def test_what_was_prepared_once_changes_no_more(tmp_path: Path) -> None:
     assert once.report["changed"]
     again = prepared(tmp_path, [{"messages": c.messages, "group": c.group} for c in everything(once)])
     assert again.report["changed"] == {} and again.report["funnel"] == {"read": 60, "kept": 60}
+
+
+def test_templated_questions_lose_rows_rather_than_leak(tmp_path: Path) -> None:
+    """A band of hundreds of questions that differ in one word: more than are compared at first."""
+    words = "Please tell me in simple words what every patient should know about daily life with {} at home or at work?"
+    rows = [said(words.format(f"disease{n}"), f"{ANSWER} {n} {n * n}", group=str(n)) for n in range(400)]
+    report = prepared(tmp_path, [*conversations(80), *rows]).report
+    assert report["leakage"]["near_questions"] == report["leakage"]["exact_questions"] == 0
+    assert report["funnel"]["leaks"] > 10
+
+
+def test_contacts_are_redacted_in_rejects_too(tmp_path: Path) -> None:
+    found = prepared(tmp_path, [*conversations(40), said("Mail jane.roe@example.org please, will you?", "No.")])
+    assert rejected(found) == {41: "short"} and "[email]" in found.rejects.read_text()
+    assert "jane.roe" not in found.rejects.read_text()
+
+
+def test_reporting_red_flags_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    chest = "I have crushing chest pain that spreads to my left arm and I am sweating."
+    for policy, warned in (("report", True), ("keep", False)):
+        caplog.clear()
+        announce(prepared(tmp_path, [*conversations(40), said(chest, ANSWER)], f"data.redflag={policy}").report)
+        assert ("1 emergencies are trained on with an answer that misses them" in caplog.text) is warned
 
 
 def test_every_split_is_as_large_as_the_report_says(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def test_everything_is_shown_and_written(
     assert report["funnel"] == {"read": 63, "unusable": 1, "answers_per_question": 1, "kept": 61}
     assert report["mask"]["answers"] >= report["mask"]["checked"] == report["mask"]["of"] > 40
     assert (folder / "lengths.png").read_bytes().startswith(b"\x89PNG")
-    assert len((folder / "rejects.jsonl").read_text().splitlines()) == 2
+    rules = [json.loads(line)["rule"] for line in (folder / "rejects.jsonl").read_text().splitlines()]
+    assert rules == ["unusable", "answers_per_question", "max_length"]
     written = [
         row for name in ("train", "validation", "test") for row in pq.read_table(out / f"{name}.parquet").to_pylist()
     ]

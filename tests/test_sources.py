@@ -222,6 +222,14 @@ def test_a_bad_row_says_why(tmp_path: Path, messages: object, reason: str) -> No
     assert good[1:] == GOOD and reason in bad
 
 
+def test_roles_in_capitals_and_instructions_that_are_lists(tmp_path: Path) -> None:
+    messages = [m | {"role": m["role"].title()} for m in GOOD]
+    (found,) = read(local(write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages}])))
+    assert found[1:] == GOOD
+    rows = [{"instruction": ["x"], "input": "Is it bad?", "output": "No."}] * 2
+    assert "with a list in the column instruction" in read(local(write_jsonl(tmp_path / "alpaca.jsonl", rows)))[0]
+
+
 def test_mixed_types_in_a_column_cost_their_rows(tmp_path: Path) -> None:
     rows = [{"question": "Is it bad?", "answer": value} for value in ("No.", 5, float("nan"), True, {"a": 1}, None)]
     text, number, nan, boolean, mapping, none = read(local(write_jsonl(tmp_path / "rows.jsonl", rows)))
@@ -260,7 +268,8 @@ def write(path: Path, content: str | bytes) -> Path:
         ("rows.txt", "x", r"cannot read \.txt; it must end in \.json, \.jsonl, \.csv, \.tsv, \.parquet"),
         ("rows.json", "[{", "broken JSON in line 1"),
         ("rows.json", '[{"a": 1}\n {"a": 2}]', "broken JSON in line 2: after row 1 a comma or the end of the list"),
-        ("rows.json", "{}", "must hold a list of rows"),
+        ("rows.json", "{}", r"must hold a list of rows, .* with a row a line its name ends in \.jsonl"),
+        ("rows.jsonl", '[{"a": 1},\n{"a": 2}]', r"one JSON list, not a row a line: rename it to \.json"),
         ("rows.parquet", "x", "not a Parquet file"),
         (
             "rows.jsonl",
@@ -315,6 +324,21 @@ def test_semicolons_and_short_and_long_csv_rows(tmp_path: Path) -> None:
     good, short, long = read(local(path))
     assert (good[1]["content"], good[2]["content"]) == ("Is it bad?", "No, rest.")
     assert short == "without an answer" and long == "that cannot be parsed"
+
+
+def test_a_column_without_a_name_means_nothing(tmp_path: Path) -> None:
+    """pandas writes its index so."""
+    said = [[m["content"] for m in row["messages"]] for row in conversations(60)]
+    lines = [f'{i},{q},"{a}"' for i, (q, a, *_) in enumerate(said)]
+    found = prepare(local(write(tmp_path / "rows.csv", "\n".join([",Patient,Doctor", *lines])), "data.test_size=0.2"))
+    assert set(found.report["by_source"]) == {"local"}
+    assert all(c.group.startswith("question/") for c in found.train)
+
+
+def test_a_column_that_tells_nothing_apart_is_no_group(tmp_path: Path) -> None:
+    rows = [row | {"group": "all", "source": f"https://example.org/{i}"} for i, row in enumerate(conversations(60))]
+    found = prepare(local(write_jsonl(tmp_path / "rows.jsonl", rows)))
+    assert found.report["groups"] == 60 and set(found.report["by_source"]) == {"local"}
 
 
 def test_a_file_that_goes_missing_is_one_line(tmp_path: Path) -> None:

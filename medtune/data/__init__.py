@@ -62,7 +62,7 @@ def fingerprint(data: Data) -> str:
 
     rules = plain(data)
     sources = [{**plain(source), "path": identity(source, place)} for place, source in sources_of(data).items()]
-    modules = sorted(Path(__file__).parent.glob("*.py"))
+    modules = sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".py", ".yaml"))
     code = [hashlib.sha256(module.read_bytes()).hexdigest() for module in modules]
     described = [{**rules, "members": None, "path": None}, sources, fingerprints(data.benchmarks), code]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -26,11 +26,6 @@ def inspect(inspection: Inspection, folder: Path) -> None:
     conversations = prepare(inspection.data)
     shutil.copyfile(conversations.rejects, folder / "rejects.jsonl")
     show.report(conversations.report)
-    if out is not None:
-        write_out(conversations, out)
-        if private := not_redistributable(conversations):
-            show.line(f"{shown(out)} is for you alone: {private} gives no licence to pass its text on")
-
     # Importing these takes ten seconds: not before the data is known to be good.
     quiet_libraries()
     from medtune.model import load_tokenizer
@@ -40,6 +35,7 @@ def inspect(inspection: Inspection, folder: Path) -> None:
 
     tokenizer = load_tokenizer(inspection.model)
     tokens = tokenize(tokenizer, conversations, inspection.trainer.max_length)
+    tokens.record(folder / "rejects.jsonl")
     splits = [(getattr(tokens, name), getattr(conversations, name)) for name in SPLITS]
     proof = prove(tokenizer, collator(tokenizer), splits, inspection.model.stop_tokens)
     write_json(folder / "report.json", {**conversations.report, "mask": vars(proof)})
@@ -47,20 +43,34 @@ def inspect(inspection: Inspection, folder: Path) -> None:
     for row in tokens.train.select(range(min(inspection.show, len(tokens.train)))):
         show.example(tokenizer, row, conversations.train[row["place"]])
     show.line(f"mask proof passed: {proof}")
+    if out is not None:
+        write_out(conversations, out)
+        if private := not_redistributable(conversations):
+            show.line(f"{shown(out)} is for you alone: {private} gives no licence to pass its text on")
     show.line(f"written: {', '.join(shown(path) for path in sorted(folder.iterdir()) if path.is_file())}")
 
 
 def write_out(conversations: Conversations, folder: Path) -> None:
-    """Write each split as Parquet, and a card that names the sources and their licences."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in SPLITS:
-        write_parquet(getattr(conversations, name), folder / f"{name}.parquet")
+    """Write each split as Parquet, and a card; the folder appears only when complete. Raises `Refusal`."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        for name in SPLITS:
+            write_parquet(getattr(conversations, name), unfinished / f"{name}.parquet")
+        (unfinished / "README.md").write_text(card(conversations), encoding="utf-8")
+        unfinished.rename(folder)
+    except OSError as error:
+        raise Refusal(f"out={folder}: {error.strerror}: choose another folder") from None
+
+
+def card(conversations: Conversations) -> str:
+    """What stands beside the Parquet files: columns, sources, licences."""
     sources = conversations.report["sources"]
     lines = [f"- {s['name']} ({s['from']}): {s['rows']} rows, licence: {s['license']}" for s in sources]
     if private := not_redistributable(conversations):
         lines.append(f"\nNot to be passed on, published or uploaded: {private} gives no licence to do so.")
     head = "# Conversations prepared with medtune\n\nColumns: messages, source, group, row.\n\n"
-    (folder / "README.md").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    return head + "\n".join(lines) + "\n"
 
 
 def not_redistributable(conversations: Conversations) -> str:

@@ -11,7 +11,7 @@ Changed = tuple[str, int]  # the text after a rule, and how many places the rule
 HOLE = "\0"  # stands where a rule took something out, until `close`
 LONGEST = 250  # characters of a sentence that may be boilerplate: bounds the work of its pattern
 
-END = re.compile(r"[.!?…\n](?:(?<=\n)|[.!?…]*+(?=\s|\Z)(?!\s?[Cc]om\b))")  # "icliniq. com" goes on
+END = re.compile(r"[.!?…\n](?:(?<=\n)|(?=\s|\Z)(?!\s?[Cc]om\b))")  # "icliniq. com" goes on
 LEADING = re.compile(r"(?:[,;:!…? ]|\.(?!\d))+")
 
 
@@ -76,7 +76,7 @@ POINTERS = (
     rf"revert(?: back)?(?: with(?: {WITH}\b)++)?",
     rf"(?:{FURTHER},? )?(?:please )?{VISIT}(?: {PLACE})*:?(?: ?{HOLE})++(?: {FURTHER})?",
 )
-POINTER = re.compile(rf"(?:regarding follow[ -]?up ?: ?)?(?:{'|'.join(POINTERS)})[.!]?{HOLE}?")
+POINTER = re.compile(rf"(?:regarding follow[ -]?up ?: ?)?(?:{'|'.join(POINTERS)})[.!]?(?: ?{HOLE})?")
 WARNING = re.compile(r"\d|\b(?:urgent|immediate|emergency|(?:asap|today|now|not?|if|within)\b)")
 ARROW = re.compile(r"-(?:-{1,8}>)(?:\s?<link\b[^<>]*>|(?=\s*(?:\n|\Z)))|<link\b[^<>]*>", re.I)
 REFERRED = re.compile(rf" (?:back )?to (?:consult )?{DOCTOR} online(?: {FURTHER})?\.?\s?{HOLE}", re.I)

@@ -15,7 +15,7 @@ import ftfy
 from medtune.data.boilerplate import Changed, branded, either, greetings, links, mentions, products
 from medtune.data.identity import contacts, names
 
-VERSION = 2  # raise it when a rule changes what it does
+VERSION = 1  # raise it when a rule changes what it does
 PASSES = 8  # real texts settle in two or three
 
 # UTF-8 read as Latin-1 or Windows-1252, and Windows-1252 read as Latin-1.
@@ -115,14 +115,14 @@ CAPITAL = re.compile("[A-Z]")
 CASED = re.compile(r"[.!?]\s+[A-Z]")
 LISTED = r"(?:[-*•] |\d\d?[.)] )?"
 # A stop after these ends no sentence; these stay small; these are all capitals.
-SHORT = "mg ml dr mr vs no st al", "mrs etc tab cap inj min hrs", "approx", r"[^\W_]"
+SHORT = "mg ml dr mr vs no st al", "mrs etc tab cap inj min hrs", "approx", r"\w"  # alike in length, to look behind
 SMALL = "ph com mg ml mcg mrna"
 ACRONYMS = """
     acl adhd bmi bp cbc copd cpr crp ct dna dvt ecg eeg ekg emg ent esr gerd gi gp hcg hiv hpv hrt hsv ibd ibs icu iud
     iui iv ivf lft mri nsaid ocd pcod pcos pet psa ptsd rbc std sti tb tia tmj tsh usg uti wbc
 """
 CASES = {w: w for w in SMALL.split()} | {w + s: w.upper() + s for w in ACRONYMS.split() for s in ("", "s")}
-# A start: what is before it, something if no sentence starts after that, and else its first word.
+# Groups: stop and space; not None after a SHORT, where no sentence starts; else the first word.
 UNENDED = "|".join(rf"(?<=[ .(]{either(words)}[.!?…])" for words in SHORT)
 START = re.compile(
     rf"([.!?…\n](?:(?<=\n)|((?i:{UNENDED}))?\s)\s{{0,3}}+{LISTED})"

@@ -8,6 +8,7 @@ from medtune.data.screen import similarity
 
 ALIKE = 0.8  # two questions that are this similar must not be in different splits, whatever is dropped
 NEAREST = 10  # earlier members of a band that a row is paired with: templated sets have bands of thousands
+CHECKED = 50  # the same, where questions are held against those of another split
 AGREEING = 2  # bands in which a pair must meet: 99.3 % of pairs do at a similarity of 0.8, 5 % at 0.5
 
 

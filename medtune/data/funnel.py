@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from medtune.choices import RedFlag
 from medtune.config import Data, Refusal
 from medtune.data.clean import VERSION
 from medtune.data.screen import Reject, Screened
@@ -33,12 +34,13 @@ RULES = {
     "split_size": "whose group is in a split that is full",
     "max_conversations": "beyond the source's limit",
     "weight": "beyond the source's weight",
+    "max_length": "whose answer does not fit in trainer.max_length",
 }
 
 
 @dataclass
 class Seen:
-    """What stays in memory of the screened rows: about 200 bytes each. The lists and arrays run over them."""
+    """What stays in memory of the screened rows. The lists and arrays run over them."""
 
     described: list[dict[str, Any]] = field(default_factory=list)
     read: int = 0
@@ -71,7 +73,7 @@ class Seen:
 
     def keys(self) -> Keys:
         arrays = (np.concatenate(column) for column in (self.question, self.answer, self.bands))
-        return Keys(self.sources, self.names, self.groups, *arrays)
+        return Keys(self.names, self.groups, *arrays)
 
 
 def describe(data: Data, seen: Seen, selection: Selection, kept: np.ndarray) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def describe_rules(seen: Seen) -> str:
     return "; ".join(reasons + [f"{count} by {rule}" for rule, count in seen.rules.most_common() if rule != "unusable"])
 
 
-def require_splits(counted: dict[str, Any]) -> None:
+def require_splits(counted: dict[str, Any], seen: Seen) -> None:
     """Raises `Refusal` when a split that is needed is empty."""
     sizes, groups = counted["splits"], counted["groups"]
     for name in ("train", "validation"):
@@ -116,6 +118,7 @@ def require_splits(counted: dict[str, Any]) -> None:
             raise Refusal(
                 f"the {name} split is empty: {sum(sizes.values())} conversations in {groups} groups, and groups are "
                 "never cut: name another data.columns.group, or change data.validation_size and data.test_size"
+                + (f" (left out: {describe_rules(seen)})" if seen.rules else "")
             )
 
 
@@ -137,8 +140,13 @@ def announce(report: dict[str, Any]) -> None:
             "data: %s patients describe an emergency, %s answers send them to urgent care (redflag=%s)",
             flags["emergencies"], flags["urged"], flags["policy"],
         )  # fmt: skip
+    missed = flags["emergencies"] - flags["urged"]
+    if missed and flags["policy"] == RedFlag.report.name:
+        log.warning("data: %s emergencies are trained on with an answer that misses them: data.redflag=drop", missed)
     sizes = ", ".join(f"{name} {size}" for name, size in report["splits"].items())
     log.info("data: %s conversations, %s", report["funnel"]["kept"], sizes)
+    if report["train_rows"] != report["splits"]["train"]:
+        log.info("data: by their weights the training conversations are shown %s times an epoch", report["train_rows"])
     for line in smaller(report):
         log.warning("data: %s", line)
 
@@ -146,8 +154,8 @@ def announce(report: dict[str, Any]) -> None:
 def smaller(report: dict[str, Any]) -> list[str]:
     """A line for each split of a fixed size that could not be filled."""
     return [
-        f"the {name} split has {report['splits'][name]} conversations, not {size:g}: no more are in the quarter of each"
-        " source's groups that it is filled from"
+        f"the {name} split has {report['splits'][name]} conversations, not {size:g}: it is filled from a quarter of "
+        "the groups, and there are no more in it"
         for name, size in report["asked"].items()
         if report["splits"][name] < size and size >= 1
     ]

@@ -16,7 +16,6 @@ IDENTITY = re.compile(
     r"(?: (?:no\.?|number|is))*[ :#=.-]{0,3}[a-z]{0,3}-?\d(?:[ -]?\d){3,15}(?![\w/%])"
     r"|(?<![\d-])\d{3}-\d\d-\d{4}(?![\d-])", re.I
 )  # fmt: skip
-IDENTIFIED = "mrn ssn uhid record security patient hospital insurance passport aadha nhs".split()
 CALL = either("call (?:tele|cell_?)?phone tel mobile whats_?app fax tty toll[_-]free (?:my|contact)_number")
 PHONE = re.compile(
     r"(?<![\w+])\+\d(?:[ .()-]{0,2}\d){8,14}(?!\w)"  # international
@@ -26,6 +25,8 @@ PHONE = re.compile(
     r"[+(]?\d(?:[-. ()]{0,2}\d){6,14}(?![\w/%])",
     re.I,
 )
+# What must be somewhere, so that one matches.
+MARKED = "mrn", "ssn", "uhid", "record", "security", "patient", "hospital", "insurance", "passport", "aadha", "nhs"
 FIGURES = bytes(48 if 48 <= b < 58 or b > 127 else 120 for b in range(256))  # 0 for what may be a digit, x else
 MANY = re.compile(r"\d(?:[-./() ]{0,2}\d){4}")
 
@@ -42,7 +43,7 @@ def contacts(text: str, role: str) -> Changed:
     if mentions(lower, "born on", "birth", "dob"):
         text, births = BIRTH.subn(r"\1[date of birth]", text)
         places += births
-    if b"00000" in figures and (b"0" * 9 in figures or mentions(lower, *IDENTIFIED)) and MANY.search(text):
+    if b"00000" in figures and (b"0" * 9 in figures or mentions(lower, *MARKED)) and MANY.search(text):
         text, identities = IDENTITY.subn("[id]", text)
         places += identities
     if b"0" * 7 in figures:
@@ -73,6 +74,7 @@ SIGNED = re.compile(
     rf"|(?:(?<=[.!?…] )|^)Dr(?:\. ?| ){NAME}){DEGREE}\.?(?:[,\s]+(?:Consultant|General|Family) [A-Z]\w+)?\.? *$",
     re.M,
 )
+SIGNS = "dr.", "dr ", "regards", "sincerely", "yours", "best wishes", "thank", "cheers", "take care"
 GREETED = re.compile(r"\b(?:hi|hello|hey|dear|thanks?|thank you|good (?:day|morning|afternoon|evening))$", re.I)
 OWNED = re.compile(r"\b(?:an?|the|this|that|my|your|his|her|our|their)$", re.I)
 NAMED = re.compile(
@@ -84,7 +86,7 @@ NAMED = re.compile(
 
 def names(text: str, role: str) -> Changed:
     """Text without signatures, and with "the doctor" for a doctor's name."""
-    if not mentions(text, "Dr", "DR.", "egards", "incerely"):
+    if not mentions(text, "Dr", "DR.", "egards", "incerely") or not mentions(text.lower(), *SIGNS):
         return text, 0
     text, places = SIGNED.subn(HOLE, text)
 

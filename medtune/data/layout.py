@@ -72,7 +72,7 @@ def layout_of(first: Sequence[Row], source: Source, place: str) -> Layout:
         return Layout(chosen, columns)
     if "instruction" not in found:
         raise Refusal(f"{place}.format=alpaca: there is no column instruction; {advice(found, rows, place)}")
-    instructions = {row.get("instruction") for row in rows}
+    instructions = {str(row.get("instruction")) for row in rows}
     shared = instructions.pop() if len(instructions) == 1 and len(rows) > 1 and columns["question"] == "input" else None
     return Layout(chosen, columns | {"instruction": "instruction"}, shared)
 
@@ -106,7 +106,8 @@ def usual_column(part: str, found: Sequence[str], rows: Sequence[dict]) -> str |
     """The column that has one of a part's usual names, and the kind of value that goes with it."""
     lower = {name.strip().lower(): name for name in reversed(found)}
     columns = [lower[name] for name in USUAL[part] if name in lower]
-    fits = {"messages": holds_turns, "source": tells_few_apart}.get(part, lambda column, rows: True)
+    tests = {"messages": holds_turns, "source": tells_few_apart, "group": tells_apart}
+    fits = tests.get(part, lambda column, rows: True)
     return next((column for column in columns if fits(column, rows)), None)
 
 
@@ -119,6 +120,11 @@ def holds_turns(column: str, rows: Sequence[dict]) -> bool:
 def tells_few_apart(column: str, rows: Sequence[dict]) -> bool:
     """Whether a column has few values: a link or a title for every row is no source to stratify by."""
     return len({str(row.get(column)) for row in rows}) <= MOST_SOURCES
+
+
+def tells_apart(column: str, rows: Sequence[dict]) -> bool:
+    """Whether a column has different values: one group would hold everything otherwise."""
+    return len(rows) == 1 or len({str(row.get(column)) for row in rows}) > 1
 
 
 def parsed(value: Any) -> Any:
@@ -141,6 +147,10 @@ def advice(found: Sequence[str], rows: Sequence[dict], place: str) -> str:
         texts = [value for value in values if isinstance(value, str)]
         if texts:
             lengths[column] = sum(map(len, texts)) / len(texts)
+    lists = [column for column in found if any(isinstance(row.get(column), list) for row in rows)]
+    if lists:
+        hint = f"try data=local, or {place}.format=auto with {place}.columns.messages={lists[0]}"
+        return f"the columns are {', '.join(shown)}: {hint}"
     longest = sorted(lengths, key=lambda column: lengths[column])[-2:]
     if len(longest) < 2:
         hint = f"name one with {place}.columns.messages=COLUMN, or two with …question=COLUMN and …answer=COLUMN"

@@ -46,7 +46,7 @@ def raw_messages(row: dict[str, Any], layout: Layout) -> Any:
         if layout.format is Format.turns:
             return dialogue(value)
         if layout.format is Format.sharegpt and isinstance(value, list):
-            return [{"role": t.get("from"), "content": t.get("value")} for t in value if isinstance(t, dict)]
+            return [{"role": t.get("from"), "content": t.get("value")} if isinstance(t, dict) else t for t in value]
         return value
     question, answer = (text_or_list(row, columns[part]) for part in ("question", "answer"))
     if layout.format is Format.prompt_completion:
@@ -54,6 +54,8 @@ def raw_messages(row: dict[str, Any], layout: Layout) -> Any:
         return asked + (answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}])
     if layout.format is Format.alpaca:
         instruction = text_or_list(row, columns["instruction"])
+        if isinstance(instruction, list):
+            raise Unusable(f"with a list in the column {columns['instruction']}, where text belongs")
         if instruction != layout.instruction and columns["question"] != columns["instruction"]:
             question = f"{instruction or ''}\n\n{question or ''}".strip()
     elif not question and "title" in columns:
@@ -99,9 +101,10 @@ def checked(messages: Any) -> Messages:
     """
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise Unusable("whose messages are no list of {role, content}")
-    unknown = sorted({str(m.get("role")) for m in messages} - ROLES.keys())
-    if unknown:
-        raise Unusable(f"with the unknown role {unknown[0]!r} (known: {', '.join(ROLES)})")
+    messages = [m | {"role": str(m.get("role")).lower()} for m in messages]
+    unknown = sorted({m["role"] for m in messages} - ROLES.keys())
+    if unknown:  # cut short: where role and content are swapped, it is what a patient wrote
+        raise Unusable(f"with the unknown role {unknown[0][:12]!r} (known: {', '.join(ROLES)})")
     for m in messages:
         if m.get("content") is not None and not isinstance(m["content"], str):
             raise Unusable(f"whose {m['role']} message is not text but {kind_of(m['content'])}")

@@ -1,15 +1,18 @@
 """One set, from its sources to its splits on disk. Rows stream; only what they are compared by stays in memory."""
 
+import gc
 import hashlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
@@ -62,10 +65,10 @@ def make(data: Data, folder: Path) -> None:
 
         selection = select(keys, data, texts, number)
         thin_out(selection, seen.names, list(sources_of(data).values()))
-        fingerprint = write_splits(data, conversations, selection, seen, folder, rejects)
+        fingerprint, train_rows = write_splits(data, conversations, selection, seen, folder, rejects)
     kept = np.array([row for row in range(len(seen.rows)) if row not in selection.left_out], np.int64)
     counted = describe(data, seen, selection, kept)
-    require_splits(counted)
+    require_splits(counted, seen)
     leaks = leakage(
         selection.splits[kept],
         keys.question[kept],
@@ -81,7 +84,7 @@ def make(data: Data, folder: Path) -> None:
             f"data.max_leakage={data.max_leakage:g}: give rows that belong together one group, or raise the limit"
         )
     screened.unlink()
-    report = {**counted, "leakage": asdict(leaks), "fingerprint": fingerprint}
+    report = {**counted, "train_rows": train_rows, "leakage": asdict(leaks), "fingerprint": fingerprint}
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -95,10 +98,10 @@ def screen_all(data: Data, folder: Path, rejects: Any) -> tuple[Seen, Path]:
             first = list(islice(rows, CHUNK))
             layout = layout_of(first, source, place)
             before = seen.read
-            with tqdm(
-                desc=source.name, unit=" rows", total=expected_rows(source, first), disable=not sys.stderr.isatty()
-            ) as bar:
-                for size, part in in_parallel(Screen(data, source, layout, benchmarks), chain(first, rows)):
+            expected = expected_rows(source, first)
+            screen = Screen(data, source, layout, benchmarks)
+            with tqdm(desc=source.name, unit=" rows", total=expected, disable=not sys.stderr.isatty()) as bar:
+                for size, part in in_parallel(screen, chain(first, rows), expected):
                     writer.write(part.batch)
                     write_rejects(rejects, part.rejects)
                     seen.add(part, source.name)
@@ -120,13 +123,13 @@ def screen_all(data: Data, folder: Path, rejects: Any) -> tuple[Seen, Path]:
     return seen, screened
 
 
-def in_parallel(screen: Screen, rows: Iterator[Row]) -> Iterator[tuple[int, Screened]]:
+def in_parallel(screen: Screen, rows: Iterator[Row], expected: int | None) -> Iterator[tuple[int, Screened]]:
     """Screen rows in chunks, in order; in worker processes where there are many rows and several processors.
 
-    Yields (rows read, what came of them).
+    Yields (rows read, what came of them). Raises `Refusal` when the system ends a worker.
     """
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
-    for chunk in islice(chunks, ALONE // CHUNK):
+    for chunk in islice(chunks, 0 if expected and expected > 10 * ALONE else ALONE // CHUNK):
         yield len(chunk), screen(chunk)
     following = next(chunks, None)
     if following is None:
@@ -134,20 +137,40 @@ def in_parallel(screen: Screen, rows: Iterator[Row]) -> Iterator[tuple[int, Scre
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # spawn: a forked worker would inherit the locks of threads that it does not have.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, start_worker, (screen,)) as pool:
-        waiting: deque[tuple[int, Future[Screened]]] = deque()
-        for chunk in chain([following], chunks):
-            waiting.append((len(chunk), pool.submit(screen_in_worker, chunk)))
-            if len(waiting) > 2 * workers:  # no more, or all rows would wait in memory
-                size, future = waiting.popleft()
+    try:
+        with ProcessPoolExecutor(workers, context, start_worker, (screen,)) as pool:
+            waiting: deque[tuple[int, Future[Screened]]] = deque()
+            for chunk in chain([following], chunks):
+                with workers_deaf():
+                    waiting.append((len(chunk), pool.submit(screen_in_worker, chunk)))
+                if len(waiting) > 2 * workers:  # no more, or all rows would wait in memory
+                    size, future = waiting.popleft()
+                    yield size, future.result()
+            for size, future in waiting:
                 yield size, future.result()
-        for size, future in waiting:
-            yield size, future.result()
+    except BrokenProcessPool:
+        raise Refusal(
+            "the system ended a process that prepares the data, most likely for want of memory: close other programs, "
+            "or split the file"
+        ) from None
+
+
+@contextmanager
+def workers_deaf() -> Iterator[None]:
+    """Start worker processes that leave Ctrl-C to their parent from their first moment: they inherit the ignoring."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def start_worker(screen: Screen) -> None:
-    """Set up a worker process: it leaves Ctrl-C to its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Set up a worker process."""
+    gc.disable()  # rows hold no reference cycles, and looking for some costs time
     worker["screen"] = screen
 
 
@@ -156,16 +179,18 @@ def screen_in_worker(chunk: Sequence[Row]) -> Screened:
     return worker["screen"](chunk)
 
 
-def write_splits(data: Data, conversations: Rows, selection: Selection, seen: Seen, folder: Path, rejects: Any) -> str:
+def write_splits(
+    data: Data, conversations: Rows, selection: Selection, seen: Seen, folder: Path, rejects: Any
+) -> tuple[str, int]:
     """Write every screened row to its split, as often as its source's weight says, or to the rejects.
 
-    Returns the SHA-256 of the splits.
+    Returns the SHA-256 of the splits, and the rows of the training split.
     """
     weights = {source.name: source.weight for source in sources_of(data).values()}
     splits = selection.splits.copy()
     splits[list(selection.left_out)] = LEFT_OUT
     contents = [hashlib.sha256() for _ in SPLITS]
-    start = 0
+    start = train_rows = 0
     with ExitStack() as stack:
         writers = [stack.enter_context(Writer(folder / f"{name}.arrow")) for name in SPLITS]
         for batch in conversations.table.to_batches(max_chunksize=CHUNK):
@@ -177,16 +202,16 @@ def write_splits(data: Data, conversations: Rows, selection: Selection, seen: Se
                 own = np.flatnonzero(splits[places] == split)
                 if split == TRAIN:
                     own = np.repeat(own, [times_shown(weights[seen.names[place]], place) for place in places[own]])
+                    train_rows += len(own)
                 rows = batch.take(own)
                 writer.write(rows)
-                said = zip(rows["group"].to_pylist(), rows["messages"].to_pylist(), strict=True)
-                content.update("".join(f"{group}\n{messages}\n" for group, messages in said).encode())
+                content.update("".join(f"{tuple(row.values())}\n" for row in rows.to_pylist()).encode())
             out = np.flatnonzero(splits[places] == LEFT_OUT)
             for row, place in zip(batch.take(out).to_pylist(), places[out].tolist(), strict=True):
                 reject = Reject(row["row"], seen.names[place], *selection.left_out[place], json.loads(row["messages"]))
                 seen.count(reject)
                 write_rejects(rejects, [reject])
-    return hashlib.sha256(b"".join(content.digest() for content in contents)).hexdigest()
+    return hashlib.sha256(b"".join(content.digest() for content in contents)).hexdigest(), train_rows
 
 
 def times_shown(weight: float, place: int) -> int:

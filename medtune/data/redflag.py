@@ -24,15 +24,18 @@ _ENDS = re.compile(r"[.!?;\n]+")
 _ORDINARY = 0.4  # a sign of many such words is not looked for at first
 _NUMBER = re.compile(r"[\dN.]+")
 _LONGEST_NUMBER = 4  # digits
-_STUCK = re.compile(r"(?<=\d)(?=[a-z])")
+_STUCK = re.compile(r"\d(?=[a-z])")
+_SENTENCES = re.compile(r"[.!?]\s")  # no phrase goes beyond one
+_DEPTH = 3  # words of a phrase that the first look asks for
+_LANES = 4  # it keeps apart so many groups of a sign's phrases
 
 
 class Sign(NamedTuple):
     """What a rule looks for."""
 
     pattern: str
-    keys: frozenset[str]  # words ("*": any ending) one of which it cannot do without
-    bits: int  # of all the words and lists that it cannot do without, for `Table.candidates`
+    keys: list[frozenset[str]]  # the rarest first: of each, one word ("*": any ending) must be there
+    ways: list[list[frozenset[str]]]  # the same of each phrase
 
 
 class Rule(NamedTuple):
@@ -40,9 +43,8 @@ class Rule(NamedTuple):
 
     category: str
     example: str
-    bits: int
-    signs: list[re.Pattern[str]]
-    unless: list[re.Pattern[str]]
+    signs: list[re.Pattern[str]]  # the rarest first
+    unless: list[str]  # seldom needed, so compiled at need
 
 
 def normal(text: str) -> str:
@@ -57,20 +59,33 @@ class Table:
         self.lists: dict[str, list[str]] = content["words"]
         self.ordinary = frozenset(content["ordinary words"])
         self.known: dict[str, Sign] = {}
-        self.numbers: dict[str, int] = {}  # pattern -> the number of its bit
-        self.follows: dict[str, set[tuple[int, int]]] = {}  # key -> these bits together mean that bit, too
-        self.of_word: dict[str, tuple[int, list[tuple[int, int]]]] = {}
-        self.idle: set[str] = set()  # words that mean nothing to any rule
+        self.common: dict[frozenset[str], float] = {}
+        self.meaning: dict[str, int] = {}  # key -> bits; see `candidates`
+        self.of_chunk: dict[str, int] = {}
         self.rules: list[Rule] = []
-        for category, rules in content["emergencies"].items():
-            for example, parts in rules.items():
-                signs = [self.sign(str(part).split(" / ")) for part in parts if not str(part).startswith("unless ")]
-                unless = [part[7:].split(" / ") for part in parts if str(part).startswith("unless ")]
-                bits = reduce(or_, (sign.bits for sign in signs))
-                patterns = [
-                    re.compile(rf"\b{sign.pattern}\b") for sign in sorted(signs, key=lambda sign: len(sign.pattern))
-                ]
-                self.rules.append(Rule(category, example, bits, patterns, [self.compiled(part) for part in unless]))
+        emergencies = [(c, name, parts) for c, rules in content["emergencies"].items() for name, parts in rules.items()]
+        self.plane = len(emergencies)
+        self.depth = max(sum(not str(p).startswith("unless ") for p in parts) for _, _, parts in emergencies)
+        self.always = 0  # the bits of signs too common to be looked for
+        self.lane = self.plane * self.depth
+        self.width = self.lane * _LANES
+        for rule, (category, example, parts) in enumerate(emergencies):
+            signs = [self.sign(str(part).split(" / ")) for part in parts if not str(part).startswith("unless ")]
+            unless = [part[7:].split(" / ") for part in parts if str(part).startswith("unless ")]
+            signs.sort(key=lambda sign: self.commonness(sign.keys[0]))
+            for slot in range(self.depth):
+                keys = signs[slot].keys if slot < len(signs) else []
+                common = not keys or self.commonness(keys[0]) > _ORDINARY
+                ways = [[frozenset[str]()]] if common else signs[slot].ways
+                for lane, way in enumerate(sorted(ways, key=len)):
+                    for level in range(_DEPTH):
+                        bit = 1 << (((level * _LANES + lane % _LANES) * self.depth + slot) * self.plane + rule)
+                        if common:
+                            self.always |= bit
+                        for key in way[min(level, len(way) - 1)]:
+                            self.meaning[key] = self.meaning.get(key, 0) | bit
+            patterns = [re.compile(rf"\b{sign.pattern}\b") for sign in signs]
+            self.rules.append(Rule(category, example, patterns, [self.whole(part) for part in unless]))
 
         back = content["taken_back"]
         negative = self.compiled(back["denied"])
@@ -118,33 +133,36 @@ class Table:
             starts.setdefault(start if start.isalpha() else start + rest, []).append(rest if start.isalpha() else "")
         pattern = "|".join(f"{start}(?:{'|'.join(rests)})" if any(rests) else start for start, rests in starts.items())
         pattern = f"(?:{pattern})"
-        keys = frozenset[str]().union(*(sign.keys for sign in signs))
-        if self.commonness(keys) > _ORDINARY or not all(sign.bits for sign in signs):
-            return Sign(pattern, keys, 0)
-        bit = self.bit(pattern)
-        for sign in signs:
-            for key in sign.keys:
-                self.follows.setdefault(key, set()).add((bit, sign.bits))
-        return Sign(pattern, keys, bit)
+        keys = [
+            frozenset[str]().union(*(sign.keys[min(level, len(sign.keys) - 1)] for sign in signs))
+            for level in range(_DEPTH)
+        ]
+        return Sign(pattern, keys, [way for sign in signs for way in sign.ways])
 
     def commonness(self, keys: frozenset[str]) -> float:
         """How often one of the keys may be met, roughly."""
-        return sum(0.1 if key in self.ordinary else 8.0 ** -len(key.rstrip("*")) for key in keys)
+        if keys not in self.common:
+            self.common[keys] = sum(0.1 if k in self.ordinary else 8.0 ** -len(k.rstrip("*")) for k in keys)
+        return self.common[keys]
 
-    def bit(self, pattern: str) -> int:
-        """A power of two that stands for a pattern."""
-        return 1 << self.numbers.setdefault(pattern, len(self.numbers))
+    def rarest(self, signs: list[Sign]) -> list[frozenset[str]]:
+        """Of all that the signs together cannot do without, what says most."""
+        return sorted(dict.fromkeys(keys for sign in signs for keys in sign.keys), key=self.commonness)[:_DEPTH]
 
     def phrase(self, phrase: str) -> Sign:
         """One phrase: "+" joins two parts in either order, "..." leaves a gap, capitals name a list."""
         if " + " in phrase:
             one, two = (self.phrase(part) for part in phrase.split(" + "))
             pattern = f"(?:{one.pattern}{_GAP}{two.pattern}|{two.pattern}{_GAP}{one.pattern})"
-            return Sign(pattern, min(one.keys, two.keys, key=self.commonness), one.bits | two.bits)
+            keys = self.rarest([one, two])
+            return Sign(pattern, keys, [keys])
         parts = [[self.token(token) for token in part.split()] for part in phrase.split(" ... ")]
         tokens = [token for part in parts for token in part]
         pattern = _GAP.join(_SPACE.join(sign.pattern for sign in part) for part in parts)
-        return Sign(pattern, min((t.keys for t in tokens), key=self.commonness), reduce(or_, (t.bits for t in tokens)))
+        if len(tokens) == 1:
+            return tokens[0]
+        keys = self.rarest(tokens)
+        return Sign(pattern, keys, [keys])
 
     def token(self, token: str) -> Sign:
         """One word, number or list of a phrase."""
@@ -153,7 +171,7 @@ class Table:
                 self.known[token] = self.sign(self.lists[token])
             return self.known[token]
         if token == "*":  # any word: no first look can miss it
-            return Sign(r"\w*", frozenset("*"), 0)
+            return Sign(r"\w*", [frozenset("*")], [[frozenset("*")]])
         if "_" in token:
             raise ValueError(f"redflags.yaml: there is no list {token}")
         if _NUMBER.fullmatch(token):
@@ -161,58 +179,82 @@ class Table:
         else:
             word = normal(token)
             pattern = word.replace("*", r"\w*")
-        self.follows.setdefault(word, set()).add((self.bit(word), 0))
-        return Sign(pattern, frozenset([word]), self.bit(word))
+        return Sign(pattern, [frozenset([word])], [[frozenset([word])]])
 
-    def look_up(self, word: str) -> tuple[int, list[tuple[int, int]]]:
-        """What follows from a word: bits, and pairs of a bit and the bits needed for it."""
-        if word.isdigit():  # 38 is also 3N, N8 and NN
-            stems = ["".join(digits) for digits in product(*((digit, "N") for digit in word[:_LONGEST_NUMBER]))]
-        else:
-            stems = [word, *(f"{word[:end]}*" for end in range(1, len(word) + 1))]
-        own = 0
-        more: list[tuple[int, int]] = []
-        for bit, needed in sorted({pair for stem in stems for pair in self.follows.get(stem, ())}):
-            if needed & own == needed:
-                own |= bit
+    def look_up(self, chunk: str) -> int:
+        """The bits of the words between two spaces."""
+        bits = self.always
+        for word in _WORDS.findall(chunk):
+            if word.isdigit():  # 38 is also 3N, N8 and NN
+                stems = ["".join(digits) for digits in product(*((digit, "N") for digit in word[:_LONGEST_NUMBER]))]
             else:
-                more.append((bit, needed))
-        if len(self.of_word) + len(self.idle) > 200_000:
-            self.of_word.clear()
-            self.idle.clear()
-        if own or more:
-            self.of_word[word] = own, more
-        else:
-            self.idle.add(word)
-        return own, more
+                stems = [word, *(f"{word[:end]}*" for end in range(1, len(word) + 1))]
+            bits = reduce(or_, (self.meaning.get(stem, 0) for stem in stems), bits)
+        if len(self.of_chunk) > 200_000:
+            self.of_chunk.clear()
+        self.of_chunk[chunk] = bits
+        return bits
 
     def candidates(self, text: str) -> list[Rule]:
-        """The rules all of whose words are somewhere in the text: a cheap first look."""
-        bits = 0
-        more: list[tuple[int, int]] = []
-        for word in set(_WORDS.findall(text)) - self.idle:
-            own, pairs = self.of_word.get(word) or self.look_up(word)
-            bits |= own
-            if pairs:
-                more += pairs
-        for bit, needed in sorted(more):  # a list's bit is greater than those of the lists in it
-            if needed & bits == needed:
-                bits |= bit
-        return [rule for rule in self.rules if rule.bits & bits == rule.bits]
+        """The rules all of whose signs are somewhere in the text.
 
-    def present(self, text: str, category: str) -> list[str]:
-        """Windows of neighbouring sentences, less what is denied, past or asked; wanting to die is never too old."""
-        old = self.old if category == "suicide" else self.old_or_long
-        text = self.denied.sub(" - ", text)
-        sentences = [s for s in self.breaks.split(text) if s.strip() and not old.search(s)]
-        windows = []
-        for start, window in enumerate(sentences):
-            for number, sentence in enumerate(sentences[start + 1 : start + 6]):
-                if number and len(window) + len(sentence) > _WINDOW:
+        A bit stands for a rule, its sign, a group of that sign's phrases and a rank: a word sets it if it may be the
+        rarest (the second, the third) word of such a phrase. Only in sentences with all ranks is the sign looked for.
+        """
+        sentences = []
+        seen = self.always
+        for sentence in _SENTENCES.split(text):
+            bits = self.always
+            for chunk in sentence.split():
+                bits |= self.of_chunk.get(chunk) or self.look_up(chunk)
+            low = bits
+            for level in range(1, _DEPTH):
+                low &= bits >> self.width * level
+            bits = low
+            for level in range(1, _LANES):
+                bits |= low >> self.lane * level
+            sentences.append((sentence, bits))
+            seen |= bits
+        found = seen & ((1 << self.plane) - 1)
+        for place in range(1, self.depth):
+            found &= seen >> place * self.plane
+        rules = []
+        while found:
+            bit = found & -found
+            found ^= bit
+            rule = self.rules[bit.bit_length() - 1]
+            for sign in rule.signs:
+                if not any(sign.search(sentence) for sentence, bits in sentences if bits & bit):
                     break
-                window += f". {sentence}"
-            windows.append(window)
-        return windows
+                bit <<= self.plane
+            else:
+                rules.append(rule)
+        return rules
+
+    def present(self, text: str, rule: Rule) -> bool:
+        """Whether a rule's signs are in neighbouring sentences, less what is denied, past or asked.
+
+        Wanting to die is never too old.
+        """
+        old = self.old if rule.category == "suicide" else self.old_or_long
+        sentences = [s for s in self.breaks.split(self.denied.sub(" - ", text)) if s.strip()]
+        where = [[bool(sign.search(s)) for s in sentences] for sign in rule.signs]
+        if not all(map(any, where)):
+            return False
+        kept = [number for number, s in enumerate(sentences) if not old.search(s)]
+        for start in range(len(kept)):
+            length = 0
+            window: list[int] = []
+            for number in kept[start : start + 6]:
+                if len(window) > 1 and length + len(sentences[number]) > _WINDOW:
+                    break
+                length += len(sentences[number]) + (2 if window else 0)
+                window.append(number)
+            if all(any(found[n] for n in window) for found in where) and not any(
+                re.search(sign, sentences[n]) for sign in rule.unless for n in window
+            ):
+                return True
+        return False
 
 
 @cache
@@ -226,20 +268,13 @@ def red_flag(question: str) -> str | None:
 
     `question` is all that the patient wrote. Negated, past and merely asked-about signs do not count.
     """
-    text = normal(question)
-    rules = table().candidates(text)
-    text = _STUCK.sub(" ", text) if rules else ""
-    return next((rule.category for rule in rules if holds(rule, text)), None)
+    text = _STUCK.sub(r"\g<0> ", normal(question))
+    return next((rule.category for rule in table().candidates(text) if holds(rule, text)), None)
 
 
 def holds(rule: Rule, text: str) -> bool:
     """Whether a rule's signs are in a normal text, and still, near one another, once some are taken back."""
-    if not all(sign.search(text) for sign in rule.signs):
-        return False
-    return any(
-        all(sign.search(window) for sign in rule.signs) and not any(sign.search(window) for sign in rule.unless)
-        for window in table().present(text, rule.category)
-    )
+    return table().present(text, rule)
 
 
 def urges_care(answer: str, category: str) -> bool:

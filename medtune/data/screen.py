@@ -4,6 +4,7 @@ A row is looked at on its own here; what depends on other rows is in duplicates.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from xxhash import xxh3_64_intdigest
 from medtune.choices import RedFlag
 from medtune.config import Data, Source
 from medtune.data.clean import Cleaner
+from medtune.data.identity import contacts
 from medtune.data.layout import Layout
 from medtune.data.normalize import Messages, Unusable, answer_of, normalize, question_of, words_of
 from medtune.data.redflag import red_flag, urges_care
@@ -94,6 +96,8 @@ class Screen:
             except Unusable as unusable:
                 rule, reason = unusable.args if len(unusable.args) == 2 else ("unusable", str(unusable))
                 content = str(row) if isinstance(row, Exception) else row
+                if self.data.rules.contacts:
+                    content = without_contacts(content)
                 rejects.append(Reject(number, self.source.name, rule, reason, content))
                 continue
             written = json.dumps(messages, ensure_ascii=False)
@@ -116,7 +120,7 @@ class Screen:
         rules = self.data.rules
         if any(not m["content"] for m in messages):
             raise Unusable("empty", "with nothing left of a message after cleaning")
-        if rules.titles and is_title(raw, question, row.get(self.layout.columns.get("title", ""))):
+        if rules.titles and is_title(raw, question, self.cell(row, "title")):
             raise Unusable("titles", "whose question is only a title")
         if len(question) < rules.min_question_words:
             raise Unusable("short", f"whose question has fewer than {rules.min_question_words} words")
@@ -143,15 +147,29 @@ class Screen:
 
     def source_of(self, row: dict[str, Any]) -> str:
         """The source's name, with what the row itself says about where it comes from."""
-        own = row.get(self.layout.columns.get("source", ""))
+        own = self.cell(row, "source")
         return f"{self.source.name}/{own}" if own else self.source.name
 
     def group_of(self, row: dict[str, Any], question: str) -> str:
         """The group that a row names, by its column or in its question; empty if it names none."""
-        named = row.get(self.layout.columns.get("group", ""))
+        named = self.cell(row, "group")
         if named is None and self.group_pattern and (found := self.group_pattern.search(question)):
-            named = " ".join(words_of(found[1]))
+            named = " ".join(words_of(found[1] or ""))
         return "" if named is None or named == "" else f"{self.source.name} {named}"
+
+    def cell(self, row: dict[str, Any], part: str) -> Any:
+        """What a row says about its title, group or source; None where it says nothing (pandas writes NaN)."""
+        value = row.get(self.layout.columns[part]) if part in self.layout.columns else None
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def without_contacts(content: Any) -> Any:
+    """What stands in a rejected row, without e-mail addresses and numbers that tell who somebody is."""
+    if isinstance(content, str):
+        return contacts(content, "user")[0]
+    if isinstance(content, dict):
+        return {name: without_contacts(value) for name, value in content.items()}
+    return [without_contacts(value) for value in content] if isinstance(content, list) else content
 
 
 def is_title(raw: Messages, question: list[str], title: Any) -> bool:

@@ -100,9 +100,10 @@ def lengths(tokens: Any, max_length: int, model: str, picture: Path) -> None:
         f"length in tokens of {model}: median {ordered[len(ordered) // 2]:,}, 95 % up to "
         f"{ordered[int(0.95 * (len(ordered) - 1))]:,}, longest {longest:,}"
     )
+    block = "█" if "utf" in console.encoding else "#"
     for count, start, end in zip(counts, edges, edges[1:], strict=False):
-        bar = "█" * round(40 * count / max(counts)) or ("▏" if count else "")
-        mark = "  ◄ trainer.max_length" if start < max_length <= end else ""
+        bar = block * round(40 * count / max(counts)) or (block if count else "")
+        mark = "  <- trainer.max_length" if start < max_length <= end else ""
         line(f"  {start:>7,.0f} to {end:>7,.0f} {bar} {int(count):,}{mark}")
     over = sum(length > max_length for length in found)
     lost = len(tokens.too_long)

@@ -31,7 +31,7 @@ def identity(source: Source, place: str) -> str:
         return f"{source.hub_id}@{source.revision or hub_set(source, place)._fingerprint}"
     try:
         with file_of(source).open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
+            return file_of(source).suffix.lower() + hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
         raise Refusal(f"{source.path}: {error.strerror or error}") from None
 
@@ -88,6 +88,8 @@ def in_other_encoding(path: Path, error: UnicodeDecodeError) -> str:
 def read_jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
+            if (number == 1 and line.strip() in ("[", "[{")) or line.startswith("[{"):
+                raise Refusal(f"{path}: one JSON list, not a row a line: rename it to .json")
             if line.strip():
                 try:
                     yield number, json.loads(line)
@@ -100,7 +102,9 @@ def read_json(path: Path) -> Iterator[Row]:
     decoder = json.JSONDecoder()
     place = skip_space(text, 0)
     if text[place : place + 1] != "[":
-        raise Refusal(f"{path}: the file must hold a list of rows, as [{{…}}, {{…}}]")
+        raise Refusal(
+            f"{path}: the file must hold a list of rows, as [{{…}}, {{…}}]; with a row a line its name ends in .jsonl"
+        )
     place = skip_space(text, place + 1)
     number = 0
     # Element by element: a list of all rows would take many times the memory of their text.

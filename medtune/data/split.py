@@ -7,21 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medtune.data.duplicates import ALIKE, candidates
+from medtune.data.duplicates import ALIKE, CHECKED, candidates
 from medtune.data.screen import similarity
 
 TRAIN, VALIDATION, TEST = range(3)
 RESERVED = 0.25  # share of the groups that a split of a fixed count is filled from
-CHECKED = 50  # neighbours in a band that a held-out question is compared with
 
 
 class Splitter:
     """Assigns whole groups by the hash of their name.
 
     A size below 1 is the share of groups, in every source alike, as each group is hashed on its own. From 1 on it is a
-    number of conversations, shared equally among the sources and filled by their first groups whose hash falls into a
-    reserved quarter; what such a group has beyond the number has no place, because groups are never cut. Either way the
-    place of a row depends on nothing that comes after it.
+    number of conversations, shared equally among the configured sources and filled by their first groups whose hash
+    falls into a reserved quarter; what such a group has beyond the number has no place, because groups are never cut.
+    Either way the place of a row depends on nothing that comes after it.
     """
 
     def __init__(self, validation_size: float, test_size: float, sources: Iterable[str]) -> None:
