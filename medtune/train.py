@@ -89,6 +89,8 @@ def train(run: Run, out: Path) -> float:
             if len(tokens.test):
                 metrics["test"] = trainer.test(tokens.test)
                 write_json(out / "metrics.json", metrics)
+                base_loss, tuned_loss = metrics["test"]["base_loss"], metrics["test"]["tuned_loss"]
+                log.info("test: base %.4f, with the adapter %.4f", base_loss, tuned_loss)
             tracker.summarize(metrics)
     return metrics["best"]["eval_loss"]
 

@@ -21,7 +21,11 @@ Messages = list[dict[str, str]]
 
 
 class Unusable(Exception):
-    """Why a row cannot be a conversation, worded to follow '3 rows …'."""
+    """Why a row is left out, worded to follow '3 rows …', and by which rule."""
+
+    def __init__(self, reason: str, rule: str = "unusable") -> None:
+        super().__init__(reason)
+        self.rule = rule
 
 
 def normalize(row: Any, layout: Layout, system_prompt: str) -> Messages:

@@ -94,11 +94,10 @@ class Screen:
                 self.refuse_row(row, raw, messages, question, answer)
                 self.audit(messages, answered, counts)
             except Unusable as unusable:
-                rule, reason = unusable.args if len(unusable.args) == 2 else ("unusable", str(unusable))
                 content = str(row) if isinstance(row, Exception) else row
                 if self.data.rules.contacts:
                     content = without_contacts(content)
-                rejects.append(Reject(number, self.source.name, rule, reason, content))
+                rejects.append(Reject(number, self.source.name, unusable.rule, str(unusable), content))
                 continue
             written = json.dumps(messages, ensure_ascii=False)
             kept.append((number, self.source_of(row), self.group_of(row, asked), written))
@@ -119,20 +118,20 @@ class Screen:
         """Apply the row rules. Raises `Unusable` with the rule's name and the reason."""
         rules = self.data.rules
         if any(not m["content"] for m in messages):
-            raise Unusable("empty", "with nothing left of a message after cleaning")
+            raise Unusable("with nothing left of a message after cleaning", "empty")
         if rules.titles and is_title(raw, question, self.cell(row, "title")):
-            raise Unusable("titles", "whose question is only a title")
+            raise Unusable("whose question is only a title", "titles")
         if len(question) < rules.min_question_words:
-            raise Unusable("short", f"whose question has fewer than {rules.min_question_words} words")
+            raise Unusable(f"whose question has fewer than {rules.min_question_words} words", "short")
         if len(answer) < rules.min_answer_words:
-            raise Unusable("short", f"whose answer has fewer than {rules.min_answer_words} words")
+            raise Unusable(f"whose answer has fewer than {rules.min_answer_words} words", "short")
         words = sum(len(words_of(m["content"])) for m in messages[3:]) + len(question) + len(answer)
         if rules.max_words is not None and words > rules.max_words:
-            raise Unusable("long", f"of more than {rules.max_words} words")
+            raise Unusable(f"of more than {rules.max_words} words", "long")
         if self.benchmarks and not self.benchmarks.isdisjoint(
             gram for m in messages[1:] for gram in grams_of(words_of(m["content"]), self.data.benchmark_words)
         ):
-            raise Unusable("benchmarks", "that overlap with a benchmark")
+            raise Unusable("that overlap with a benchmark", "benchmarks")
 
     def audit(self, messages: Messages, answered: str, counts: Counter[str]) -> None:
         """Look for an emergency that the answer does not treat as one. Raises `Unusable` where such rows go."""
@@ -143,7 +142,7 @@ class Screen:
         if urges_care(answered, category):
             counts[f"urged/{category}"] += 1
         elif self.data.redflag is RedFlag.drop:
-            raise Unusable("redflag", f"whose answer does not send an emergency ({category}) to urgent care")
+            raise Unusable(f"whose answer does not send an emergency ({category}) to urgent care", "redflag")
 
     def source_of(self, row: dict[str, Any]) -> str:
         """The source's name, with what the row itself says about where it comes from."""
