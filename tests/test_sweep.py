@@ -211,7 +211,11 @@ def test_an_interrupted_sweep_says_so_and_keeps_what_was_saved(
     command: list[str], tmp_path: Path, stop: signal.Signals
 ) -> None:
     words = [*command, "trainer.max_steps=100000", "lora.r=2,4", "-m"]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell that runs the tests in the background makes them ignore Ctrl-C, and so their children.
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
     assert process.stdout and process.stderr
     lines: Iterator[str] = iter(process.stdout.readline, "")
     assert any("step 6/" in line for line in lines), process.stderr.read()
