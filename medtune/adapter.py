@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from medtune.config import Lora, Refusal
+from medtune.saved_adapter import weights_of
 
 
 def attach(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
@@ -45,6 +47,36 @@ def trainable_parameters(model: PeftModel) -> tuple[int, int]:
 
 class Damaged(Exception):
     """An adapter that must not be used."""
+
+
+def require_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, hub_id: str) -> None:
+    """Raises `Refusal` when an adapter was trained with another vocabulary than that of its base here."""
+    trained = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    if trained.get_vocab() != tokenizer.get_vocab():
+        raise Refusal(
+            f"{folder} was trained with a vocabulary of {len(trained):,} tokens that is not the one of {hub_id} "
+            f"({len(tokenizer):,}): choose its base with model=…"
+        )
+
+
+def load(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Attach a saved adapter, in float32 as it was trained.
+
+    Raises `Refusal` when it does not fit the base, lacks a weight, or holds one that is not finite.
+    """
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=True)
+    except (RuntimeError, ValueError) as error:
+        raise Refusal(f"{folder} does not fit {base.name_or_path}: {str(error).splitlines()[0]}") from None
+    with safe_open(weights_of(folder), "pt") as tensors:
+        # save_embedding_layers: the default asks the hub whether the vocabulary was resized.
+        lacking = sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - set(tensors.keys()))
+    if lacking:
+        raise Refusal(f"{folder} lacks {len(lacking)} of its weights, {lacking[0]} the first: copy it again")
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and not torch.isfinite(parameter).all():
+            raise Refusal(f"{folder}: {name} is not finite: the adapter answers nothing; train again")
+    return model
 
 
 def release(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, input_ids: list[int]) -> None:

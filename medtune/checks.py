@@ -116,8 +116,8 @@ def impossible(run: Run) -> Iterator[str]:
         yield "lora.target_modules is empty: nothing would train"
     if run.quantization and run.quantization.type is QuantizationType.int8 and run.quantization.double_quantization:
         yield "quantization.double_quantization works with nf4 and fp4 only, not with int8"
-    if not run.samples.prompts and run.samples.held_out == 0:
-        yield "samples.prompts is empty and samples.held_out is 0: there would be no answers to look at"
+    if not run.eval.prompts and run.eval.held_out == 0 and run.eval.red_flags == 0:
+        yield "eval.prompts is empty, eval.held_out and eval.red_flags are 0: there would be no answers to look at"
 
 
 def impossible_data(data: Data) -> Iterator[str]:

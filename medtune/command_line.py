@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from medtune.checks import problem_with
-from medtune.config import Inspection, Refusal, Run
+from medtune.config import Evaluation, Inspection, Refusal, Run
 from medtune.result import Failure
 from medtune.schema import did_you_mean, exists, is_mapping
 
@@ -51,7 +51,9 @@ def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = 
         register()
         arguments = get_args_parser().parse_intermixed_args()
         # Hydra's own parsing takes options before the first or after the last override only.
-        sys.argv[1:] = [word for word in sys.argv[1:] if word not in arguments.overrides] + arguments.overrides
+        typed = list(map(quoted, arguments.overrides))
+        sys.argv[1:] = [word for word in sys.argv[1:] if word not in arguments.overrides] + typed
+        arguments.overrides = typed
         problems = list(problems_typed(arguments.overrides, schema))
         if arguments.multirun and arguments.cfg:
             problems.append("--cfg shows one run: leave -m out and give each key one value")
@@ -89,6 +91,12 @@ def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = 
         leave(2, f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
 
 
+def quoted(word: str) -> str:
+    """An override whose value has an = in it, as members' folders have, in the quotes that Hydra needs to read it."""
+    name, _, value = word.partition("=")
+    return f"{name}='{value}'" if "=" in value and not re.search(r"""['"\[{$]""", value) else word
+
+
 def leave(status: int, *lines: str) -> NoReturn:
     """End the process with one line for each thing that is wrong."""
     for line in lines:
@@ -107,6 +115,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=Run)
     store.store(name="inspection_schema", node=Inspection)
+    store.store(name="evaluation_schema", node=Evaluation)
     for path in sorted(EXPERIMENTS.glob("*.yaml")):
         try:
             node = OmegaConf.load(path)

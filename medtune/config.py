@@ -172,7 +172,6 @@ class Trainer:
     max_steps: int | None = key("optimizer steps; null: as many as num_train_epochs takes", "steps", at_least=1)
     per_device_train_batch_size: int = key("rows per forward pass", "conversations", at_least=1)
     gradient_accumulation_steps: int = key("forward passes per optimizer step", "passes", at_least=1)
-    per_device_eval_batch_size: int = key("rows per forward pass in evaluation", "conversations", at_least=1)
     learning_rate: float = key("peak learning rate", "step size", above=0, at_most=1)
     lr_scheduler_type: Scheduler = key("learning rate over the steps")
     warmup_ratio: float = key("share of the steps that raise the learning rate from 0", "share", at_least=0, below=1)
@@ -180,7 +179,6 @@ class Trainer:
     max_grad_norm: float = key("gradients are scaled down to this norm; 0: never", "L2 norm", at_least=0)
     optim: Optimizer = key("optimizer")
     gradient_checkpointing: bool = key("recompute activations: less memory, about a third more time")
-    eval_steps: int = key("evaluate and save every so many steps", "steps", at_least=1)
     logging_steps: int = key("log the training loss every so many steps", "steps", at_least=1)
     early_stopping_patience: int | None = key(
         "stop after so many evaluations without a better eval_loss; null: never", "evaluations", at_least=1
@@ -188,12 +186,33 @@ class Trainer:
 
 
 @dataclass
-class Samples:
-    """conf/samples: the questions that the model answers at every evaluation."""
+class Gate:
+    """What an adapter must reach on the safety set before it may be shown to anyone; and it must not fall behind its
+    base. Shares of the answers, in every category on its own."""
 
+    min_emergency_recall: float = key("emergencies sent to emergency care", "share", at_least=0, at_most=1)
+    max_over_triage: float = key("plain complaints sent there", "share", at_least=0, at_most=1)
+    max_doses: float = key("answers that give a prescription dose", "share", at_least=0, at_most=1)
+    max_invented: float = key("answers with an invented identity, link or number", "share", at_least=0, at_most=1)
+
+
+@dataclass
+class Eval:
+    """conf/eval: what is measured during training on the validation set, and at its end on the test set."""
+
+    every: int = key("evaluate and save every so many steps", "steps", at_least=1)
+    batch_size: int = key("conversations per forward pass", "conversations", at_least=1)
     prompts: list[str] = key("patients' messages, asked at every evaluation", "texts")
     held_out: int = key("validation conversations asked too, beside the doctor's answer", "conversations", at_least=0)
-    max_new_tokens: int = key("longest answer", "tokens", at_least=1)
+    red_flags: int = key("emergencies of the safety set asked too", "prompts", at_least=0, at_most=96)
+    max_new_tokens: int = key("longest answer during training", "tokens", at_least=1)
+    final_max_new_tokens: int = key("longest answer to the test and the safety set", "tokens", at_least=1)
+    final: bool = key("measure the kept adapter on the test set at the end of training")
+    answers: int | None = key("test conversations that are answered; null: all", "conversations", at_least=0)
+    safety: bool = key("ask the safety set, and decide the gate")
+    gate: Gate = field(default_factory=Gate)
+    resamples: int = key("bootstrap resamples behind an interval", "resamples", at_least=100, at_most=100_000)
+    benchmarks: list[str] = key("tasks of lm-evaluation-harness, or their YAML files", "names")
 
 
 @dataclass
@@ -216,7 +235,7 @@ class Run:
     quantization: Quantization | None = field(default_factory=Quantization)
     lora: Lora = field(default_factory=Lora)
     trainer: Trainer = field(default_factory=Trainer)
-    samples: Samples = field(default_factory=Samples)
+    eval: Eval = field(default_factory=Eval)
     wandb: Wandb = field(default_factory=Wandb)
 
 
@@ -226,6 +245,13 @@ class Inspection(Run):
 
     show: int = key("conversations to print with their taught tokens marked", "conversations", at_least=0)
     out: str | None = key("folder for the prepared splits as Parquet files; null: not written", "path")
+
+
+@dataclass
+class Evaluation(Run):
+    """What `python -m medtune.evaluate` takes: result folders, or the run whose base is measured alone."""
+
+    run: Any = key("a result folder of a run or a sweep, or a list of them; null: the base alone", "path")
 
 
 def folder_name(overrides: Sequence[str]) -> str:

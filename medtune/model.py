@@ -6,10 +6,15 @@ The only module that knows bitsandbytes.
 import gc
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
+import torch.nn.functional as F
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from transformers import (
     AutoModelForCausalLM,
@@ -184,6 +189,30 @@ def keep_gradients_after_evaluation(base: PreTrainedModel) -> None:
     for module in base.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def unpacked(base: PreTrainedModel) -> Iterator[None]:
+    """On a CPU, hold 4-bit weights as the numbers they stand for while many forward passes follow.
+
+    Otherwise each pass unpacks all of them, which for one token costs as much as its arithmetic. The numbers are the
+    same to the bit. Where the memory is not there, and on a GPU, which has a kernel for it, nothing changes.
+    """
+    layers = (
+        [module for module in base.modules() if isinstance(module, Linear4bit)] if base.device.type == "cpu" else []
+    )
+    needed = sum(layer.in_features * layer.out_features for layer in layers) * base.dtype.itemsize
+    if needed > psutil.virtual_memory().available / 2:
+        layers.clear()
+    for layer in layers:
+        packed: Any = layer.weight
+        weight = dequantize_4bit(packed.data, packed.quant_state).to(base.dtype)
+        vars(layer)["forward"] = partial(F.linear, weight=weight, bias=layer.bias)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["forward"]
 
 
 def fingerprint(base: PreTrainedModel) -> str:

@@ -17,4 +17,5 @@ def quiet_libraries() -> None:
     logging.captureWarnings(True)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.WARNING)  # rouge_score's
     logging.getLogger("matplotlib").setLevel(logging.WARNING)

@@ -21,20 +21,39 @@ from transformers import (
     TrainingArguments,
 )
 
+from medtune.config import Eval
+from medtune.metrics import lexical
 from medtune.result import write_json
-from medtune.samples import Question, answer
+from medtune.safety.rubric import judge, passes
+from medtune.samples import Answer, Question, answer
 from medtune.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 
+DEAR = 0.2  # share of the training time that answers may take before the run says how to make them cheaper
+
+
 @dataclass
 class Evaluation:
-    """Validation loss (nats per taught token) and perplexity after `step` optimizer steps; step 0 is the base."""
+    """On the validation set after `step` optimizer steps: loss in nats per taught token, its exponential, and the share
+    of the taught tokens that are the first choice. Step 0 is the untuned base."""
 
     step: int
     eval_loss: float
     perplexity: float
+    token_accuracy: float
+
+
+def scored(question: Question, answer: Answer) -> dict[str, Any]:
+    """A row of samples.jsonl. Scores are null where there is nothing to compare with."""
+    row: dict[str, Any] = {"prompt": question.prompt, "category": question.category, "reference": question.reference}
+    row |= {"answer": answer.text, "stop": answer.stop, "tokens": answer.tokens, "rouge_l": None, "chrf": None}
+    if question.reference:
+        found = lexical.scores([answer.text], [question.reference])
+        row |= {name: float(found[name][0]) for name in ("rouge_l", "chrf")}
+    judgement = judge(answer.text, question.prompt)
+    return row | {"safe": passes(judgement, question.expected) if question.expected else None}
 
 
 class Report(TrainerCallback):
@@ -48,13 +67,14 @@ class Report(TrainerCallback):
         tracker: Tracker,
         tokenizer: PreTrainedTokenizerBase,
         asked: Sequence[Question],
-        max_new_tokens: int,
+        evaluation: Eval,
         metrics_file: Path,
     ) -> None:
         self.tracker, self.tokenizer, self.asked = tracker, tokenizer, asked
-        self.max_new_tokens, self.metrics_file = max_new_tokens, metrics_file
+        self.evaluation, self.metrics_file = evaluation, metrics_file
         self.evaluations: list[Evaluation] = []
         self.seconds = 0.0  # in training steps alone, evaluations left out
+        self.answering = 0.0  # seconds
         self.tokens = 0
         self.started = time.monotonic()
         self.step_started = 0.0
@@ -74,6 +94,8 @@ class Report(TrainerCallback):
             "best": asdict(min(trained, key=lambda e: e.eval_loss)),
             "final": asdict(trained[-1]),
             "tokens_per_second": self.tokens_per_second,
+            "training_seconds": round(self.seconds, 1),
+            "answering_seconds": round(self.answering, 1),
             "peak_memory_gb": peak_memory_gb(),
         }
 
@@ -114,7 +136,8 @@ class Report(TrainerCallback):
             if self.bar is not None:
                 self.bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=f"{tokens / seconds:.0f}")
         elif "eval_loss" in logs:
-            evaluation = Evaluation(state.global_step, logs["eval_loss"], logs["eval_perplexity"])
+            numbers = (logs[f"eval_{name}"] for name in ("loss", "perplexity", "token_accuracy"))
+            evaluation = Evaluation(state.global_step, *numbers)
             self.evaluations.append(evaluation)
             self.tracker.log(state.global_step, {n: v for n, v in logs.items() if n.startswith("eval_")})
             if state.global_step:  # at every evaluation: an interrupted run keeps its numbers
@@ -122,18 +145,21 @@ class Report(TrainerCallback):
             self.say(state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        answers = answer(kwargs["model"], self.tokenizer, self.asked, self.max_new_tokens)
-        rows = [
-            {"prompt": q.prompt, "reference": q.reference, "answer": a.text, "stop": a.stop, "tokens": a.tokens}
-            for q, a in zip(self.asked, answers, strict=True)
-        ]
-        self.tracker.log_samples(state.global_step, rows)
+        began = time.monotonic()
+        evaluation = self.evaluation
+        answers = answer(kwargs["model"], self.tokenizer, self.asked, evaluation.max_new_tokens, evaluation.batch_size)
+        self.answering += time.monotonic() - began
+        self.tracker.log_samples(state.global_step, [scored(q, a) for q, a in zip(self.asked, answers, strict=True)])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.bar is not None:
             self.bar.close()
+        share = self.answering / max(self.seconds, 0.001)
+        line = f"answers to {len(self.asked)} questions at every evaluation took {self.answering:.0f} s"
+        line += f", {share:.0%} of the {self.seconds:.0f} s of training"
+        log.info(line + (": raise eval.every, or lower eval.max_new_tokens" if share > DEAR else ""))
 
     def say(self, state: TrainerState) -> None:
         """One line for the latest evaluation."""

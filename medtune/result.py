@@ -6,15 +6,12 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from tabulate import tabulate
 
 from medtune.config import Refusal, Run
 
@@ -25,7 +22,6 @@ PACKAGES = (
 )  # fmt: skip
 
 
-NOTHING = "(an empty answer)"
 FILE_ONLY = {"file_only": True}
 
 
@@ -51,6 +47,7 @@ class Result:
             "error": None,
             "seed": run.seed,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "configuration": plain(run),
             "git_commit": git_commit(),
             "versions": versions(),
         }
@@ -113,47 +110,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(v) for v in value]
     return value.name if isinstance(value, Enum) else value
-
-
-def comparison(members: Sequence[Path]) -> str:
-    """Base and members as a table, from the files in their folders: what was measured, and where the adapter is."""
-    bases: list[list[Any]] = []
-    rows: list[list[Any]] = []
-    for folder in members:
-        run, metrics = read_json(folder / "run.json"), read_json(folder / "metrics.json")
-        best = metrics.get("best", {})
-        if metrics:
-            base = metrics["base"]
-            tested = metrics.get("test", {})
-            bases.append(["untuned base", base["eval_loss"], base["perplexity"], tested.get("base_loss"), None, "", ""])
-        status, minutes = run.get("status", "not started"), run["seconds"] / 60 if "seconds" in run else None
-        where = shown(folder / "adapter") if status == "done" else run.get("error") or ""
-        tuned = metrics.get("test", {}).get("tuned_loss")
-        rows.append([folder.name, best.get("eval_loss"), best.get("perplexity"), tuned, minutes, status, where])
-    headers = ["member", "eval_loss", "perplexity", "test_loss", "minutes", "status", "adapter"]
-    return tabulate(bases[:1] + rows, headers, floatfmt=("", ".4f", ".2f", ".4f", ".1f"), missingval="-")
-
-
-def answers(members: Sequence[Path]) -> str:
-    """The first prompt, and what the base and each member's best adapter answered to it."""
-    lines: list[str] = []
-    for folder in members:
-        metrics = read_json(folder / "metrics.json")
-        if not metrics:
-            continue
-        samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-        prompt = samples[0]["prompt"]
-        asked = {row["step"]: row["answer"] for row in reversed(samples) if row["prompt"] == prompt}
-        if not lines:
-            lines = [f"Patient: {prompt}", f"untuned base: {asked[0] or NOTHING}"]
-        if metrics["best"]["step"] in asked:  # unless it was interrupted before it had answered
-            lines.append(f"{folder.name}: {asked[metrics['best']['step']] or NOTHING}")
-    return "\n\n".join(lines)
-
-
-def summary(members: Sequence[Path]) -> str:
-    """What the user sees at the end: the comparison, and answers to read."""
-    return f"\n{comparison(members)}\n\n{answers(members)}".rstrip() + "\n"
 
 
 def shown(path: Path) -> str:

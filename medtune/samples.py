@@ -1,26 +1,39 @@
-"""At each evaluation, answers to a fixed list of questions, so that anyone can read what training does.
+"""Questions -> greedy answers, many at a time: at each evaluation to a fixed few, at the end to the held-out sets.
 
 The questions, their order and the greedy decoding are the same at every step and for every member: rows compare.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from medtune.config import Data, Samples
+from medtune.config import Run
 from medtune.conversation import encode
 from medtune.data.normalize import Messages
+from medtune.data.store import Rows
+from medtune.likelihood import arithmetic, base_of, batches_by_length
+from medtune.model import unpacked
+from medtune.safety.prompts import red_flags
+
+END_OF_TURN, LENGTH = "end_of_turn", "length"  # why an answer ended
 
 
 @dataclass
 class Question:
-    """A conversation that waits for an answer, and the doctor's own answer where there is one."""
+    """A conversation that waits for an answer.
 
-    messages: list[dict[str, str]]
-    reference: str
+    `reference`: the doctor's own answer, where there is one. `category` and `expected`: of a question of the safety
+    set, and what a safe answer to it does.
+    """
+
+    messages: Messages
+    reference: str = ""
+    category: str = ""
+    expected: str = ""
 
     @property
     def prompt(self) -> str:
@@ -34,56 +47,129 @@ class Question:
 
 @dataclass
 class Answer:
-    """What the model said: text up to the stop token, why it ended (end_of_turn or length), tokens generated."""
+    """What the model said: text up to the stop token, why it ended (end_of_turn, or length), tokens generated."""
 
     text: str
     stop: str
     tokens: int
 
 
-def questions(samples: Samples, data: Data, validation: Sequence[Messages]) -> list[Question]:
-    """The configured prompts, then the last question of the first `validation` conversations."""
-    system = {"role": "system", "content": data.system_prompt.strip()}
-    fixed = [Question([system, {"role": "user", "content": prompt.strip()}], "") for prompt in samples.prompts]
-    held_out = [Question(messages[:-1], messages[-1]["content"]) for messages in validation[: samples.held_out]]
-    return fixed + held_out
+def asked_of(prompts: Sequence[str], system_prompt: str, category: str = "", expected: str = "") -> list[Question]:
+    """Questions of one message each, behind the system prompt."""
+    system = {"role": "system", "content": system_prompt.strip()}
+    return [
+        Question([system, {"role": "user", "content": prompt.strip()}], "", category, expected) for prompt in prompts
+    ]
 
 
-@torch.no_grad()
+def held_out(conversations: Sequence[Messages]) -> list[Question]:
+    """The last question of each conversation; its answer is the reference."""
+    return [Question(messages[:-1], messages[-1]["content"]) for messages in conversations]
+
+
+def questions(run: Run, tokens: Dataset, validation: Rows) -> list[Question]:
+    """What is asked at every evaluation: the configured prompts, emergencies, then held-out conversations.
+
+    `tokens`: the validation set's token ids, which say where in `validation` they come from, and what was left out.
+    """
+    asked = asked_of(run.eval.prompts, run.data.system_prompt)
+    for prompt in red_flags(run.eval.red_flags):
+        asked += asked_of([prompt.prompt], run.data.system_prompt, prompt.category, prompt.expected)
+    first = tokens.select(range(min(run.eval.held_out, len(tokens))))
+    return asked + held_out([shortened(validation[row["place"]].messages, row["dropped"]) for row in first])
+
+
+def shortened(messages: Messages, dropped: int) -> Messages:
+    """A conversation without its earliest `dropped` messages; the system message stays."""
+    return messages[:1] + messages[1 + dropped :]
+
+
 def answer(
     model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[Question],
     max_new_tokens: int,
+    batch: int,
 ) -> list[Answer]:
-    """Answer all questions greedily in one left-padded batch; prompts are rendered as in training.
+    """Answer all questions greedily, `batch` at a time, in their order."""
+    answered: dict[int, Answer] = {}
+    for part in answer_in_batches(model, tokenizer, asked, max_new_tokens, batch):
+        answered |= part
+    return [answered[place] for place in range(len(asked))]
 
-    An answer ends at the first token of the model's stop list, or after `max_new_tokens`.
+
+def answer_in_batches(
+    model: PeftModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Question],
+    max_new_tokens: int,
+    batch: int,
+    done: frozenset[int] = frozenset(),
+) -> Iterator[dict[int, Answer]]:
+    """Answer greedily and yield the answers of one batch at a time, by the place of their question.
+
+    Prompts are rendered as in training. An answer ends at the first token of the model's stop list, or after
+    `max_new_tokens`. Which questions share a batch depends on `asked` and `batch` alone, because rounding depends on
+    it; batches that lie in `done` are passed over.
     """
-    prompts = [encode(tokenizer, q.messages, add_generation_prompt=True).input_ids for q in asked]
-    width = max(map(len, prompts))
-    padding = [width - len(ids) for ids in prompts]
-    input_ids = torch.tensor([[tokenizer.pad_token_id] * n + ids for n, ids in zip(padding, prompts, strict=True)])
-    attention_mask = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
+    prompts = [encode(tokenizer, question.messages, add_generation_prompt=True).input_ids for question in asked]
+    stops = base_of(model).generation_config.eos_token_id
+    with unpacked(base_of(model)):
+        for places in batches_by_length([len(ids) for ids in prompts], batch, "answer"):
+            if done.issuperset(places):
+                continue
+            rows = greedy(model, [prompts[place] for place in places], stops, max_new_tokens)
+            yield {place: read_answer(tokenizer, ids, set(stops)) for place, ids in zip(places, rows, strict=True)}
+
+
+@torch.no_grad()
+def greedy(
+    model: PeftModel | PreTrainedModel, prompts: Sequence[Sequence[int]], stops: Sequence[int], max_new_tokens: int
+) -> list[list[int]]:
+    """The most likely next token, again and again, until one of `stops` (included) or `max_new_tokens`.
+
+    It is what `generate` does, except that only the last position goes through the vocabulary projection as one matrix
+    product (there it copies the vocabulary for each row), and that rows leave the batch when they are done.
+    """
+    base = base_of(model)
     mode = model.training
     model.eval()
-    generated: torch.Tensor = model.generate(  # type: ignore[operator]
-        input_ids=input_ids.to(model.device),
-        attention_mask=attention_mask.to(model.device),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        use_cache=True,
-    )
+    width, device = max(map(len, prompts)), base.device
+    input_ids = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
+    attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=base.config)
+    said: list[list[int]] = [[] for _ in prompts]
+    speaking = list(range(len(prompts)))
+    with arithmetic(base):
+        for _ in range(max_new_tokens):
+            last = base.base_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+            chosen = base.get_output_embeddings()(last).argmax(-1)
+            for place, token in zip(speaking, chosen.tolist(), strict=True):
+                said[place].append(token)
+            going = [row for row, place in enumerate(speaking) if said[place][-1] not in stops]
+            if not going:
+                break
+            if len(going) < len(speaking):
+                kept = torch.tensor(going, device=device)
+                cache.batch_select_indices(kept)
+                chosen, attention_mask, position_ids = chosen[kept], attention_mask[kept], position_ids[kept]
+                speaking = [speaking[row] for row in going]
+            input_ids = chosen[:, None]
+            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(speaking), 1)], dim=1)
+            position_ids = position_ids[:, -1:] + 1
     model.train(mode)
-    stops = set(model.generation_config.eos_token_id)
-    return [read_answer(tokenizer, row[width:].tolist(), stops) for row in generated]
+    return said
 
 
 def read_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: set[int]) -> Answer:
     """Cut a generated row at its first stop token; control tokens before it stay visible in the text."""
     end = next((place for place, token in enumerate(ids) if token in stops), None)
     text = str(tokenizer.decode(ids[:end], skip_special_tokens=False)).strip()
-    return Answer(text, "length" if end is None else "end_of_turn", len(ids[:end]))
+    return Answer(text, LENGTH if end is None else END_OF_TURN, len(ids[:end]))

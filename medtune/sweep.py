@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medtune.config import Refusal
-from medtune.result import Failure, read_json, summary, write_json
+from medtune.result import Failure, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ def run_members(
             write_ledger(sweep, folders, overrides)
     finally:
         write_ledger(sweep, folders, overrides)
+        from medtune.comparison import summary  # reads Parquet: nothing that a mistyped sweep should wait for
+
         print(summary(folders), flush=True)
     if errors:
         failed = [f"{overrides[i]}: {line}" for i, line in errors.items()]
@@ -57,7 +59,7 @@ def write_ledger(sweep: Path, folders: Sequence[Path], overrides: Sequence[str])
                 "status": run.get("status", "not started"),
                 "error": run.get("error"),
                 "seconds": run.get("seconds"),
-                "eval_loss": metrics["best"]["eval_loss"] if metrics else None,
+                "eval_loss": metrics["best"]["eval_loss"] if "best" in metrics else None,
             }
         )
     write_json(sweep / "sweep.json", {"members": rows})

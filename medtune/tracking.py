@@ -14,7 +14,9 @@ from medtune.config import Refusal, Wandb
 
 log = logging.getLogger(__name__)
 
-SAMPLE_COLUMNS = ("step", "prompt", "reference", "answer", "stop", "tokens")
+SAMPLE_COLUMNS = (
+    "step", "prompt", "category", "reference", "answer", "stop", "tokens", "rouge_l", "chrf", "safe",
+)  # fmt: skip
 
 
 class Tracker:

@@ -6,18 +6,19 @@ python -m medtune.train lora.r=16,32 -m     a sweep
 
 import logging
 import shutil
-from itertools import islice
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from medtune.benchmark import require_benchmarks
 from medtune.checks import typed
 from medtune.command_line import command
 from medtune.config import Run
 from medtune.quiet import quiet_libraries
-from medtune.result import Result, plain, summary, write_json
+from medtune.result import Result, plain
+from medtune.saved_adapter import weights_of
 from medtune.tracking import Tracker, require_account
 
 log = logging.getLogger(__name__)
@@ -32,18 +33,23 @@ def train(run: Run, out: Path) -> float:
     """
     with Result(run, out) as result:
         require_account(run.wandb.mode)
+        if run.eval.final and run.eval.benchmarks:
+            require_benchmarks(run.eval.benchmarks)
         from medtune.data import funnel, prepare
+        from medtune.data.questions import write_questions
         from medtune.data.store import SPLITS
 
         conversations = prepare(run.data)
         funnel.announce(conversations.report)
         result.facts |= {"data_fingerprint": conversations.fingerprint, "data": conversations.report}
         shutil.copyfile(conversations.rejects, out / "rejects.jsonl")
+        write_questions(conversations.train, out / "trained_on.parquet")
 
         # Importing these takes ten seconds: not before the data is known to be good.
         quiet_libraries()
         from medtune import adapter, model
-        from medtune.conversation import fit
+        from medtune.assessment import assess
+        from medtune.examination import examination
         from medtune.proof import prove
         from medtune.report import Report, reset_peak_memory
         from medtune.samples import questions
@@ -74,23 +80,22 @@ def train(run: Run, out: Path) -> float:
         log.info("adapter: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
         result.write()
 
-        held_out = islice(fit(tokenizer, conversations.validation, run.trainer.max_length), 10 * run.samples.held_out)
-        asked = questions(run.samples, run.data, [f.messages for f in held_out if f.encoded])
+        asked = questions(run, tokens.validation, conversations.validation)
         member, sweep = out.name, f"{run.name}/{out.parent.name}"
         with Tracker(out, run.wandb, name=member, group=sweep, config=plain(run)) as tracker:
-            report = Report(tracker, tokenizer, asked, run.samples.max_new_tokens, out / "metrics.json")
+            report = Report(tracker, tokenizer, asked, run.eval, out / "metrics.json")
             trainer = build_trainer(
-                tuned, tokenizer, tokens.train, tokens.validation, run.trainer, run.seed, out / "checkpoints", [report]
+                tuned, tokenizer, tokens, run.trainer, run.eval, run.seed, out / "checkpoints", [report]
             )
             tracker.summarize({f"data/{name}": count for name, count in conversations.report["funnel"].items()})
             trainer.train()
             adapter.release(tuned, tokenizer, out / "adapter", tokens.validation[0]["input_ids"])
             metrics = report.metrics()
-            if len(tokens.test):
-                metrics["test"] = trainer.test(tokens.test)
-                write_json(out / "metrics.json", metrics)
-                base_loss, tuned_loss = metrics["test"]["base_loss"], metrics["test"]["tuned_loss"]
-                log.info("test: base %.4f, with the adapter %.4f", base_loss, tuned_loss)
+            if run.eval.final and len(tokens.test):
+                exam = examination(tokens, conversations, run.eval, run.data.system_prompt)
+                weights = weights_of(out / "adapter")
+                section = assess(tuned, tokenizer, exam, run.eval, result.facts["base"]["fingerprint"], weights, out)
+                metrics["test"] = section
             tracker.summarize(metrics)
     return metrics["best"]["eval_loss"]
 
@@ -102,6 +107,8 @@ def run_member(cfg: DictConfig) -> float:
     out = Path(hydra.runtime.output_dir)
     eval_loss = train(run, out)
     if hydra.mode is RunMode.RUN:
+        from medtune.comparison import summary
+
         print(summary([out]), flush=True)
     return eval_loss
 

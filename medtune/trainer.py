@@ -4,22 +4,16 @@ The only module that knows TRL. `AdapterTrainer` changes what SFTTrainer does in
 """
 
 import math
-import sys
 import time
-import types
-from collections.abc import Iterator, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
-from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
@@ -31,9 +25,9 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from medtune import adapter
-from medtune.config import Trainer
-
-PIECE = 256  # taught positions whose logits exist at the same time in an evaluation
+from medtune.config import Eval, Trainer
+from medtune.likelihood import add_taught_loss, base_of, likelihood
+from medtune.tokens import Tokens
 
 
 class Diverged(Exception):
@@ -43,14 +37,14 @@ class Diverged(Exception):
 def build_trainer(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    train: Dataset,
-    validation: Dataset,
+    tokens: Tokens,
     config: Trainer,
+    evaluation: Eval,
     seed: int,
     checkpoints: Path,
     callbacks: Sequence[TrainerCallback],
 ) -> "AdapterTrainer":
-    """Build the trainer of one run; `train` and `validation` have the columns input_ids and labels."""
+    """Build the trainer of one run, on the training and the validation set of `tokens`."""
     dtype, on_gpu = model.get_base_model().dtype, torch.cuda.is_available()
     arguments = SFTConfig(
         output_dir=str(checkpoints),
@@ -60,7 +54,7 @@ def build_trainer(
         max_steps=config.max_steps or -1,
         per_device_train_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        per_device_eval_batch_size=evaluation.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type.name,
         warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
@@ -73,10 +67,10 @@ def build_trainer(
         fp16=on_gpu and dtype is torch.float16,
         use_cpu=not on_gpu,
         eval_strategy="steps",
-        eval_steps=config.eval_steps,
+        eval_steps=evaluation.every,
         eval_on_start=True,
         save_strategy="steps",
-        save_steps=config.eval_steps,
+        save_steps=evaluation.every,
         save_total_limit=1,  # the newest, and the best if that is another
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
@@ -95,9 +89,9 @@ def build_trainer(
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
-        train_dataset=train,
+        train_dataset=tokens.train,
         data_collator=collator(tokenizer),
-        eval_dataset=validation,
+        eval_dataset=tokens.validation,
         processing_class=tokenizer,
         callbacks=[*callbacks, *stopping, StopAtNonFiniteGradient()],
     )
@@ -119,7 +113,7 @@ class AdapterTrainer(SFTTrainer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        add_taught_loss(cast(PreTrainedModel, self.model.get_base_model()))
+        add_taught_loss(base_of(self.model))
 
     def compute_loss(
         self,
@@ -148,58 +142,25 @@ class AdapterTrainer(SFTTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """`loss_on` the validation set and perplexity, its exponential, told to the callbacks.
+        """Loss, perplexity and token accuracy on the validation set, told to the callbacks.
 
-        Raises `Diverged` when the loss is not finite.
+        Every taught token weighs the same: the stock evaluation averages batch means, so that short answers weigh more
+        and the number depends on the batch size. Raises `Diverged` when the loss is not finite.
         """
         started = time.monotonic()
-        loss = self.loss_on(self.eval_dataset if eval_dataset is None else eval_dataset)
-        if not math.isfinite(loss):
-            raise Diverged(f"eval_loss is {loss} at step {self.state.global_step}: lower the learning rate")
+        rows = cast(Dataset, self.eval_dataset if eval_dataset is None else eval_dataset)
+        result = likelihood(self.model, rows["input_ids"][:], rows["labels"][:], self.args.per_device_eval_batch_size)
+        if not math.isfinite(result.loss):
+            raise Diverged(f"eval_loss is {result.loss} at step {self.state.global_step}: lower the learning rate")
         metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_perplexity": math.exp(min(loss, 700.0)),
+            f"{metric_key_prefix}_loss": result.loss,
+            f"{metric_key_prefix}_perplexity": result.perplexity,
+            f"{metric_key_prefix}_token_accuracy": result.token_accuracy,
             f"{metric_key_prefix}_seconds": time.monotonic() - started,
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    @torch.no_grad()
-    def loss_on(self, rows: Dataset) -> float:
-        """Loss of the model as it is, in nats per taught token over a whole set.
-
-        Every token weighs the same: the stock evaluation averages batch means, so that short answers weigh more and the
-        number depends on the batch size. No random number is drawn, so training goes on as if nothing had been asked.
-        """
-        mode = self.model.training
-        self.model.eval()
-        summed, taught = 0.0, 0
-        for batch in self.batches_by_length(rows):
-            with self.compute_loss_context_manager():
-                summed += self.model(
-                    input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], taught_labels=batch["labels"]
-                ).item()
-            taught += int((batch["labels"][:, 1:] != -100).sum())
-        self.model.train(mode)
-        return summed / taught
-
-    def test(self, rows: Dataset) -> dict[str, Any]:
-        """Loss on a set that nothing was chosen by: of the base alone, and with the adapter."""
-        tuned = self.loss_on(rows)
-        with self.model.disable_adapter():
-            base = self.loss_on(rows)
-        return {"conversations": len(rows), "base_loss": base, "tuned_loss": tuned}
-
-    def batches_by_length(self, rows: Dataset) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches of rows of about the same length, so that little is spent on padding."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-        size = self.args.per_device_eval_batch_size
-        bar = tqdm(range(0, len(order), size), "evaluate", leave=False, disable=not sys.stderr.isatty())
-        for start in bar:
-            chosen = [rows[i] for i in order[start : start + size]]
-            columns = [{name: row[name] for name in ("input_ids", "labels")} for row in chosen]
-            yield self._prepare_inputs(self.data_collator(columns))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # The stock method asks the hub about the base, and pickles the arguments, tokens and all, beside the weights.
@@ -207,29 +168,6 @@ class AdapterTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """adapter.save writes the card; TRL's would name this machine's folders."""
-
-
-def add_taught_loss(base: PreTrainedModel) -> None:
-    """Teach a causal model's forward `taught_labels`: it then returns their summed negative log-likelihood.
-
-    Only taught positions go through the vocabulary projection, which costs more than anything else in a step where all
-    do. It is the model's own forward, so that DDP's and autocast's hooks around it hold.
-    """
-    plain = base.forward
-
-    @wraps(type(base).forward)  # generate() looks for the arguments that a model takes
-    def forward(self: PreTrainedModel, *args: Any, taught_labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if taught_labels is None:
-            return plain(*args, **kwargs)
-        hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state[:, :-1]
-        labels = taught_labels[:, 1:]
-        taught = labels != -100
-        head = self.get_output_embeddings()
-        # In pieces: the logits of a whole batch of Llama 3's 128,256 tokens would be the peak of all memory.
-        pieces = zip(hidden[taught].split(PIECE), labels[taught].split(PIECE), strict=True)
-        return torch.stack([F.cross_entropy(head(h).float(), ids, reduction="sum") for h, ids in pieces]).sum()
-
-    base.forward = types.MethodType(forward, base)
 
 
 class StopAtNonFiniteGradient(TrainerCallback):

@@ -27,7 +27,7 @@ def test_every_folder_and_file_is_covered() -> None:
     files = {path for folder in (CONF, EXPERIMENTS) for path in folder.rglob("*.yaml")} - set(CONF.glob("*.yaml"))
     assert len(files) == len(CHOICES) >= 20
     assert {group for group, _ in CHOICES} == {
-        "data", "data/preparation", "model", "quantization", "lora", "trainer", "samples", "wandb", "experiment",
+        "data", "data/preparation", "model", "quantization", "lora", "trainer", "eval", "wandb", "experiment",
     }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_the_8b_experiment_is_qlora_as_published() -> None:
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["trainer.eval_steps=0"], "trainer.eval_steps must be at least 1 (steps), not 0"),
+        (["eval.every=0"], "eval.every must be at least 1 (steps), not 0"),
         (["lora.lora_dropout=1"], "lora.lora_dropout must be at least 0 and below 1 (share), not 1.0"),
         (["trainer.learning_rate=nan"], "trainer.learning_rate must be a finite number, not nan"),
         (["++lora.rr=8"], "lora.rr: did you mean lora.r?"),
@@ -114,7 +114,7 @@ def test_the_8b_experiment_is_qlora_as_published() -> None:
         (["name=''"], "name=: results go to a folder of this name"),
         (["data=local", "data.path=/proc"], "data.path=/proc: a folder, not a file"),
         (["quantization=int8", "quantization.double_quantization=true"], "works with nf4 and fp4 only"),
-        (["samples.prompts=[]", "samples.held_out=0"], "no answers to look at"),
+        (["eval.prompts=[]", "eval.held_out=0", "eval.red_flags=0"], "no answers to look at"),
         (["name=hf_abcdefghijklmnopqrstuvwxyz"], "looks like a secret"),
     ],
 )

@@ -95,7 +95,7 @@ def test_bundled_set_loses_no_row_changes_no_word_and_leaks_nothing(bundled: lis
     assert all(len(getattr(found, name)) >= 20 for name in SPLITS)
     assert all(c.messages[0]["role"] == "system" for c in everything(found))
     asked = {c.messages[1]["content"] for c in everything(found)}
-    assert not asked & set(compose().samples.prompts), "the sample prompts must be new to the model"
+    assert not asked & set(compose().eval.prompts), "the sample prompts must be new to the model"
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------

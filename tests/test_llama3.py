@@ -145,7 +145,8 @@ def test_a_model_with_the_real_vocabulary_trains(llama3: PreTrainedTokenizerFast
         f"data.path='{rows}'",
         "trainer=smoke",
         "trainer.max_steps=2",
-        "samples.max_new_tokens=4",
+        "eval.max_new_tokens=4",
+        "eval.final_max_new_tokens=4",
         "wandb=disabled",
     )
     train(run, out)

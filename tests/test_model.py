@@ -185,7 +185,7 @@ def test_the_embedded_model_in_4_bits() -> None:
     question = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Is the sun hot?"}]
     from medtune.samples import Question, answer
 
-    said = answer(base, tokenizer, [Question(question, "")], 20)[0]  # type: ignore[arg-type]
+    said = answer(base, tokenizer, [Question(question)], 20, batch=1)[0]  # type: ignore[arg-type]
     assert "sun" in said.text.lower() and "<|" not in said.text
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from medtune.choices import WandbMode
 from medtune.config import Refusal, Wandb
-from medtune.tracking import Tracker, require_account
+from medtune.tracking import SAMPLE_COLUMNS, Tracker, require_account
 
 
 def test_online_without_an_account_is_refused_without_a_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_an_unreachable_server_means_offline(
 def test_files_do_not_depend_on_wandb(tmp_path: Path, mode: WandbMode) -> None:
     with Tracker(tmp_path, Wandb(mode, "medtune", None), "member", "sweep", {}) as tracker:
         tracker.log(0, {"eval_loss": 3.0})
-        row = {"prompt": "p", "reference": "", "answer": "schläft 😴", "stop": "length", "tokens": 4}
+        row = dict.fromkeys(SAMPLE_COLUMNS[1:]) | {"prompt": "p", "answer": "schläft 😴", "stop": "length", "tokens": 4}
         tracker.log_samples(0, [row])
         tracker.log_samples(5, [row])
     assert json.loads(tracker.history.read_text()) == {"step": 0, "eval_loss": 3.0}

@@ -2,14 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import conversations, write_jsonl
-from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -37,7 +36,7 @@ def steps(out: Path, name: str) -> dict[int, float]:
 
 
 def test_result_folder_explains_itself(tiny_run: Compose, tmp_path: Path) -> None:
-    run = tiny_run("trainer.learning_rate=5e-3", "lora.r=4")
+    run = tiny_run("trainer.learning_rate=5e-3", "lora.r=4", "eval.final=true")
     eval_loss = train(run, tmp_path / "run")
     out = tmp_path / "run"
 
@@ -55,8 +54,9 @@ def test_result_folder_explains_itself(tiny_run: Compose, tmp_path: Path) -> Non
     assert metrics["best"]["perplexity"] == pytest.approx(math.exp(eval_loss))
     tested = metrics["test"]
     assert tested["conversations"] == facts["data"]["splits"]["test"] > 0
-    assert tested["tuned_loss"] == pytest.approx(loss_of_saved(run, out, "test"), rel=1e-5)
-    assert tested["tuned_loss"] < tested["base_loss"]
+    loss = {name: tested[name]["scores"]["loss"]["value"] for name in ("base", "tuned")}
+    assert loss["tuned"] == pytest.approx(loss_of_saved(run, out, "test"), rel=1e-5)
+    assert loss["tuned"] < loss["base"] and tested["difference"]["loss"]["verdict"] == "better"
     assert facts["mask"]["answers"] > facts["mask"]["checked"] == sum(facts["data"]["splits"].values())
     assert sorted(steps(out, "loss")) == [1, 2, 3, 4, 5, 6]
     assert all(row["tokens_per_second"] > 0 and row["peak_memory_gb"] > 0 for row in history(out) if "loss" in row)
@@ -116,7 +116,7 @@ def loss_of_saved(run: Run, out: Path, split: str = "validation") -> float:
 def test_eval_loss_weighs_every_taught_token_alike(tiny_run: Compose, tmp_path: Path) -> None:
     losses = []
     for size in (1, 4):
-        run = tiny_run("trainer.max_steps=1", f"trainer.per_device_eval_batch_size={size}")
+        run = tiny_run("trainer.max_steps=1", f"eval.batch_size={size}")
         train(run, tmp_path / str(size))
         losses.append(steps(tmp_path / str(size), "eval_loss")[1])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
@@ -145,11 +145,11 @@ def test_evaluating_in_the_middle_changes_nothing(
 ) -> None:
     """On CPUs with AVX512-BF16, bitsandbytes' evaluation kernel would cut the base's gradients off from here on."""
     common = ["model.dtype=bfloat16", f"quantization={quantization}", "trainer.max_steps=6"]
-    train(tiny_run(*common, "trainer.eval_steps=2"), tmp_path / "evaluated")
+    train(tiny_run(*common, "eval.every=2"), tmp_path / "evaluated")
     with monkeypatch.context() as patch:
-        never = {"eval_loss": 0.0, "eval_perplexity": 1.0}
+        never = {"eval_loss": 0.0, "eval_perplexity": 1.0, "eval_token_accuracy": 1.0}
         patch.setattr(trainer.AdapterTrainer, "evaluate", lambda self, **_: self.log(dict(never)) or never)
-        train(tiny_run(*common, "trainer.eval_steps=2"), tmp_path / "never")
+        train(tiny_run(*common, "eval.every=2"), tmp_path / "never")
     for name in ("loss", "grad_norm"):
         assert steps(tmp_path / "evaluated", name) == steps(tmp_path / "never", name)
     assert min(steps(tmp_path / "evaluated", "grad_norm").values()) > 0
@@ -223,7 +223,7 @@ def test_early_stopping(tiny_run: Compose, tmp_path: Path) -> None:
             "trainer.learning_rate=0.6",
             "trainer.lr_scheduler_type=constant",
             "trainer.max_steps=40",
-            "trainer.eval_steps=2",
+            "eval.every=2",
             "trainer.early_stopping_patience=1",
         ),
         tmp_path / "run",
@@ -280,14 +280,14 @@ def test_interruption_is_recorded_and_keeps_what_was_saved(
 def test_an_evaluation_that_is_not_a_number_stops_the_run(
     tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = trainer.AdapterTrainer.batches_by_length
+    plain = trainer.AdapterTrainer.evaluate
 
-    def poisoned(self: trainer.AdapterTrainer, rows: Dataset) -> Iterator[dict[str, torch.Tensor]]:
+    def poisoned(self: trainer.AdapterTrainer, *args: object, **kwargs: object) -> dict[str, float]:
         if self.state.global_step == 6:
             next(p for p in self.model.parameters() if p.requires_grad).data.fill_(float("nan"))
-        return plain(self, rows)
+        return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(trainer.AdapterTrainer, "batches_by_length", poisoned)
+    monkeypatch.setattr(trainer.AdapterTrainer, "evaluate", poisoned)
     with pytest.raises(Failure, match="eval_loss is nan at step 6"):
         train(tiny_run(), tmp_path / "run")
     assert read(tmp_path / "run", "metrics.json")["best"]["step"] == 3
@@ -316,7 +316,7 @@ def test_questions_fit_where_their_conversations_fit(tiny_run: Compose, tmp_path
     for i, row in enumerate(rows):
         row["messages"][0]["content"] += f" and it hurts me{i}" * 300 * (len(row["messages"]) == 2)
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    train(tiny_run(f"data.path='{path}'", "samples.held_out=2", "trainer.max_steps=1"), tmp_path / "run")
+    train(tiny_run(f"data.path='{path}'", "eval.held_out=2", "trainer.max_steps=1"), tmp_path / "run")
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert all(len(row["prompt"]) < 1000 for row in samples)
     rejected = [json.loads(line) for line in (tmp_path / "run" / "rejects.jsonl").read_text().splitlines()]

@@ -1,0 +1,26 @@
+"""What conversations ask -> numbers, by which a trained adapter knows later what it has seen, without the text."""
+
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from medtune.data.normalize import Messages, question_of, words_of
+from medtune.data.screen import digest
+from medtune.data.store import Rows
+
+
+def question_key(messages: Messages) -> int:
+    """A conversation's question by its words alone, as a number of 64 bits."""
+    return digest(words_of(question_of(messages)))
+
+
+def write_questions(rows: Rows, path: Path) -> None:
+    """Write the key of each conversation's question."""
+    keys = pa.array([question_key(row.messages) for row in rows], pa.uint64())
+    parquet.write_table(pa.table({"question": keys}), path)
+
+
+def read_questions(path: Path) -> frozenset[int]:
+    """What `write_questions` wrote."""
+    return frozenset(parquet.read_table(path)["question"].to_pylist())

@@ -1,0 +1,84 @@
+"""Numbers of single examples -> their mean with a 95 % interval, and whether two models differ.
+
+The bootstrap draws whole groups, because conversations of one case are alike (Davison & Hinkley 1997, section 3.8), and
+the same groups for every model, so that a difference is paired (Koehn 2004, https://aclanthology.org/W04-3250).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+CHUNK = 2_000_000  # numbers drawn at a time: memory does not grow with the set
+TAILS = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `count` examples and its 95 % percentile interval; both ends are NaN where one group is all."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def verdict(self, higher_is_better: bool) -> str:
+        """What an interval of a difference says of the first of the two: better, worse or not distinguishable."""
+        if self.low > 0:
+            return "better" if higher_is_better else "worse"
+        if self.high < 0:
+            return "worse" if higher_is_better else "better"
+        return "not distinguishable"
+
+
+class Bootstrap:
+    """Resamples of one set of examples. `groups` [examples] are drawn whole; `seed` makes it repeatable."""
+
+    def __init__(self, groups: Sequence[str], resamples: int, seed: int = 0) -> None:
+        names, self.cluster = np.unique(np.array(groups, dtype=object).astype(str), return_inverse=True)
+        self.clusters, self.resamples, self.seed = len(names), resamples, seed
+
+    def ratio(self, values: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
+        """Sum of `values` over sum of `weights` [examples]; without weights the mean. NaN values are left out."""
+        sums, (top, bottom) = self.sums(values, weights)
+        return estimate(divided(top, bottom), divided(*sums), int(np.isfinite(values).sum()), self.clusters)
+
+    def difference(self, a: np.ndarray, b: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
+        """`ratio` of a minus that of b, paired: over the examples for which both have a number."""
+        both = np.isfinite(a) & np.isfinite(b)
+        return self.ratio(np.where(both, a, np.nan) - np.where(both, b, np.nan), weights)
+
+    def sums(
+        self, values: np.ndarray, weights: np.ndarray | None
+    ) -> tuple[tuple[float, float], tuple[np.ndarray, np.ndarray]]:
+        """(sum of values, sum of weights) of the examples, and the same of every resample."""
+        there = np.isfinite(values)
+        weights = np.ones(len(values)) if weights is None else weights
+        columns = np.stack([np.where(there, values, 0.0), np.where(there, weights, 0.0)], axis=1)
+        by_cluster = np.zeros((self.clusters, 2))
+        np.add.at(by_cluster, self.cluster, columns)
+        dice = np.random.default_rng(self.seed)
+        size = max(1, CHUNK // max(self.clusters, 1))
+        drawn = [
+            dice.multinomial(
+                self.clusters, np.full(self.clusters, 1 / self.clusters), min(size, self.resamples - start)
+            )
+            @ by_cluster
+            for start in range(0, self.resamples, size)
+        ]
+        top, bottom = np.concatenate(drawn).T
+        return (float(columns[:, 0].sum()), float(columns[:, 1].sum())), (top, bottom)
+
+
+def divided(top: np.ndarray | float, bottom: np.ndarray | float) -> np.ndarray:
+    """top / bottom, NaN where there is nothing to divide by."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.true_divide(top, bottom)
+
+
+def estimate(drawn: np.ndarray, value: np.ndarray, count: int, clusters: int) -> Estimate:
+    """The percentile interval of what was drawn (Efron & Tibshirani 1993, section 13.3)."""
+    if clusters < 2 or not np.isfinite(drawn).any():
+        return Estimate(float(value), float("nan"), float("nan"), count)
+    low, high = np.nanpercentile(drawn, TAILS)
+    return Estimate(float(value), float(low), float(high), count)

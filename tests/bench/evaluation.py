@@ -1,0 +1,147 @@
+"""How fast a model is evaluated, beside the plain way: `trainer.evaluate()`, and `generate` one by one.
+
+Command: make bench
+
+The embedded model in NF4 with an adapter, the bundled conversations. Both ways take turns in one process, so that what
+else the machine does hits both; what is printed are ratios of the medians, and whether the numbers are the same.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from bitsandbytes.nn import Linear4bit
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from medtune import adapter, model
+from medtune.checks import typed
+from medtune.command_line import CONF, register
+from medtune.config import Run
+from medtune.conversation import encode
+from medtune.data import prepare
+from medtune.likelihood import likelihood
+from medtune.quiet import quiet_libraries
+from medtune.samples import answer, held_out, read_answer
+from medtune.tokens import tokenize
+
+ROUNDS = 3
+ROWS = 48
+QUESTIONS = 16
+NEW_TOKENS = 48
+PLAIN_BATCH = 8  # TRL's default
+
+
+def main() -> None:
+    """Time both ways in turn."""
+    quiet_libraries()
+    register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        run = typed(hydra.compose("train"), Run)
+    tokenizer = model.load_tokenizer(run.model)
+    tuned, theirs = (with_adapter(run, tokenizer) for _ in range(2))
+    for module in theirs.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = (
+                True  # as bitsandbytes has it: faster for one row, but no training after
+            )
+    conversations = prepare(run.data)
+    tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
+    rows = tokens.train.select(range(ROWS)).select_columns(["input_ids", "labels"])
+    asked = held_out([row.messages for row in conversations.train[:QUESTIONS]])
+    print(
+        f"{ROWS} rows of {np.mean([len(r['input_ids']) for r in rows]):.0f} tokens; {QUESTIONS} answers of {NEW_TOKENS}"
+    )
+    plain, ours = in_turn(
+        lambda: plain_loss(theirs, tokenizer, rows),
+        lambda: likelihood(tuned, rows["input_ids"][:], rows["labels"][:], run.eval.batch_size),
+    )
+    same = regrouped(ours.result.nll, ours.result.tokens)
+    print(
+        f"loss: plain {plain.seconds:.1f} s, medtune {ours.seconds:.1f} s: {plain.seconds / ours.seconds:.1f} times as "
+        f"fast; {plain.result:.4f} and {same:.4f} averaged by batches as plain does, {ours.result.loss:.4f} by token"
+    )
+    plain, ours = in_turn(
+        lambda: [plain_answer(theirs, tokenizer, question) for question in asked],
+        lambda: answer(tuned, tokenizer, asked, NEW_TOKENS, run.eval.batch_size),
+    )
+    same = sum(a.text == b.text for a, b in zip(plain.result, ours.result, strict=True))
+    print(
+        f"answers: plain {plain.seconds:.1f} s, medtune {ours.seconds:.1f} s: {plain.seconds / ours.seconds:.1f} times "
+        f"as fast; {same} of {len(asked)} the same to the letter: bfloat16 rounds otherwise in a batch"
+    )
+
+
+def with_adapter(run: Run, tokenizer: Any) -> Any:
+    """The embedded model with an adapter that does something."""
+    base = model.load_base(run.model, run.quantization, tokenizer, torch.device("cpu"))
+    tuned = adapter.attach(base, run.lora, run.seed)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02)
+    return tuned
+
+
+class Timed:
+    """The last result of a function, and the median of the seconds that it took."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function, self.times = function, list[float]()
+
+    def once(self) -> None:
+        began = time.monotonic()
+        self.result = self.function()
+        self.times.append(time.monotonic() - began)
+
+    @property
+    def seconds(self) -> float:
+        return median(self.times)
+
+
+def in_turn(*functions: Callable[[], Any]) -> list[Timed]:
+    """Call the functions in turn, ROUNDS times each."""
+    timed = [Timed(function) for function in functions]
+    for _ in range(ROUNDS):
+        for each in timed:
+            each.once()
+    return timed
+
+
+def plain_loss(tuned: Any, tokenizer: Any, rows: Dataset) -> float:
+    """`trainer.evaluate()` at TRL's defaults."""
+    arguments = SFTConfig(output_dir="unused", report_to="none", use_cpu=True, disable_tqdm=True, max_length=None)
+    trainer = SFTTrainer(model=tuned, args=arguments, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    adapter.to_float32(tuned)  # TRL casts it to bfloat16
+    return trainer.evaluate()["eval_loss"]
+
+
+def plain_answer(tuned: Any, tokenizer: Any, question: Any) -> Any:
+    """`generate` for one question."""
+    ids = encode(tokenizer, question.messages, add_generation_prompt=True).input_ids
+    with torch.no_grad():
+        said = tuned.eval().generate(
+            input_ids=torch.tensor([ids]),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
+    return read_answer(tokenizer, said[0, len(ids) :].tolist(), set(tuned.generation_config.eos_token_id))
+
+
+def regrouped(nll: np.ndarray, tokens: np.ndarray) -> float:
+    """The mean of batch means over batches in the set's order, as `Trainer.evaluate` takes it."""
+    starts = range(0, len(nll), PLAIN_BATCH)
+    sizes = [len(nll[start : start + PLAIN_BATCH]) for start in starts]
+    means = [nll[s : s + PLAIN_BATCH].sum() / tokens[s : s + PLAIN_BATCH].sum() for s in starts]
+    return float(np.average(means, weights=sizes))
+
+
+if __name__ == "__main__":
+    main()
