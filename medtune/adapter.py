@@ -51,7 +51,11 @@ class Damaged(Exception):
 
 def require_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, hub_id: str) -> None:
     """Raises `Refusal` when an adapter was trained with another vocabulary than that of its base here."""
-    trained = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    try:
+        trained = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # of whichever library met the damage
+        first = " ".join(str(error).split())[:100]
+        raise Refusal(f"{folder}: its tokenizer cannot be read ({first}): copy the folder again") from None
     if trained.get_vocab() != tokenizer.get_vocab():
         raise Refusal(
             f"{folder} was trained with a vocabulary of {len(trained):,} tokens that is not the one of {hub_id} "

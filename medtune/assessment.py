@@ -2,10 +2,9 @@
 
 import json
 import logging
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from medtune.benchmark import Benchmark, run_benchmarks
 from medtune.cache import cache_folder
 from medtune.config import Eval
-from medtune.examination import Examination, Measured, measure, name_of
+from medtune.examination import Examination, Measured, measure, name_of, reads_of
 from medtune.likelihood import base_of
 from medtune.metrics.fluency import distinct
-from medtune.result import read_json, write_json
+from medtune.result import read_json, versions, write_json
 from medtune.safety import agreement, gate
 from medtune.safety.rubric import Judgement
+from medtune.samples import LENGTH
 from medtune.scores import Scores, differences, encoder_or_none, estimates, numbers, score
 from medtune.uncertainty import Bootstrap
 
@@ -42,30 +42,42 @@ def assess(
     exam: Examination,
     evaluation: Eval,
     base_fingerprint: str,
-    weights: Path | None,
+    saved: Path | None,
     folder: Path,
+    stores: Path,
 ) -> dict[str, Any]:
     """Measure the base and, where `model` has one, its adapter; write the results into `folder` and return the section.
 
-    `weights`: the adapter's file, which names what is stored. What is stored already is not measured again; the base is
-    stored for all of its adapters. Writes metrics.json (its other sections stay), eval_loss.parquet and answers.jsonl.
-    Raises `NotANumber` for a model that has become useless.
+    `saved`: the adapter's folder, whose files name what is stored; `stores`: where that is. What is stored already is
+    not measured again; the base is stored for all of its adapters. Writes metrics.json (its other sections stay),
+    eval_loss.parquet and answers.jsonl. Raises `NotANumber` for a model that has become useless.
     """
     plain = base_of(model)
     models: dict[str, Measured] = {}
     base_store = cache_folder() / "evaluations" / name_of(exam, evaluation, plain, base_fingerprint, None)
     base_store.mkdir(parents=True, exist_ok=True)
+    reads = base_store.parent / "reads.jsonl"
     with FileLock(base_store / ".lock"), without_adapter(model):
-        models["base"] = measure(plain, tokenizer, exam, evaluation, base_store)
-    if weights is not None:
-        store = folder / ".evaluation" / name_of(exam, evaluation, plain, base_fingerprint, weights)
-        models["tuned"] = measure(model, tokenizer, exam, evaluation, store)
+        models["base"] = measure(plain, tokenizer, exam, evaluation, base_store, reads)
+    if saved is not None:
+        reads = stores.parent / "test_reads.jsonl"
+        store = stores / name_of(exam, evaluation, plain, base_fingerprint, saved)
+        store.mkdir(parents=True, exist_ok=True)
+        with FileLock(store / ".lock"):
+            models["tuned"] = measure(model, tokenizer, exam, evaluation, store, reads)
     section = summarize(exam, evaluation, models, folder)
+    section["reads"] = reads_of(reads, exam)
     log.info("test: %s", said(section))
+    keep(section, folder)
     if evaluation.benchmarks:
-        section["benchmarks"] = benchmarks(model, tokenizer, evaluation, weights is not None)
-    write_json(folder / "metrics.json", read_json(folder / "metrics.json") | {"test": section})
+        section["benchmarks"] = benchmarks(model, tokenizer, evaluation, saved is not None)
+        keep(section, folder)
     return section
+
+
+def keep(section: dict[str, Any], folder: Path) -> None:
+    """Write the test section into metrics.json; its other sections stay."""
+    write_json(folder / "metrics.json", read_json(folder / "metrics.json") | {"test": section})
 
 
 def summarize(exam: Examination, evaluation: Eval, models: dict[str, Measured], folder: Path) -> dict[str, Any]:
@@ -79,19 +91,16 @@ def summarize(exam: Examination, evaluation: Eval, models: dict[str, Measured], 
         judged = {name: gate.judged([a.text for a in m.answers[len(exam.answered) :]]) for name, m in models.items()}
     write_losses(exam, models, folder / "eval_loss.parquet")
     write_answers(exam, models, scores, judged, folder / "answers.jsonl")
-    before = read_json(folder / "metrics.json").get("test", {}).get("reads", 0)
-    measured_now = any(measured.seconds for name, measured in models.items() if name == list(models)[-1])
     section: dict[str, Any] = {
         "conversations": len(exam.names),
         "groups": len(set(exam.groups)),
         "answered": len(exam.answered),
         "examination": exam.fingerprint,
-        "reads": before + measured_now,
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
         "max_new_tokens": evaluation.final_max_new_tokens,
         "resamples": evaluation.resamples,
         "seconds": {name: measured.seconds for name, measured in models.items()},
-        "versions": versions(),
+        "versions": versions(PACKAGES),
     }
     for name, measured in models.items():
         section[name] = {"scores": estimates(exam, measured, scores[name], evaluation.resamples)}
@@ -106,6 +115,8 @@ def summarize(exam: Examination, evaluation: Eval, models: dict[str, Measured], 
         section["rubric"] = {"says": gate.SCREEN, "criteria": plain(by_criterion), "categories": plain(by_category)}
         if "tuned" in judged:
             section["gate"] = gate.decide(evaluation.gate, judged["tuned"], judged["base"], evaluation.resamples)
+            cut = sum(a.stop == LENGTH for a in models["tuned"].answers[len(exam.answered) :])
+            section["gate"] |= {"cut_answers": cut, "max_new_tokens": evaluation.final_max_new_tokens}
     return section
 
 
@@ -199,12 +210,3 @@ def benchmark_numbers(benchmark: Benchmark) -> dict[str, Any]:
     return {"examples": benchmark.examples} | {
         name: value for name, value in asdict(benchmark).items() if name not in ("doc_ids", "scores")
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide what a score is."""
-    found = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

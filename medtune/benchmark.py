@@ -186,7 +186,7 @@ def require_benchmarks(tasks: Sequence[str]) -> None:
 
     Raises `Refusal` with a line for each that is not.
     """
-    if find_spec("lm_eval") is None:
+    if tasks and find_spec("lm_eval") is None:
         raise Refusal("benchmarks need lm-evaluation-harness: pip install 'medtune[benchmark]'")
     problems: list[str] = []
     for spec in tasks:

@@ -55,6 +55,8 @@ def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = 
         sys.argv[1:] = [word for word in sys.argv[1:] if word not in arguments.overrides] + typed
         arguments.overrides = typed
         problems = list(problems_typed(arguments.overrides, schema))
+        if arguments.multirun and schema is not Run:
+            problems.append("-m sweeps training; leave it out here")
         if arguments.multirun and arguments.cfg:
             problems.append("--cfg shows one run: leave -m out and give each key one value")
         if problems:
@@ -94,7 +96,11 @@ def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = 
 def quoted(word: str) -> str:
     """An override whose value has an = in it, as members' folders have, in the quotes that Hydra needs to read it."""
     name, _, value = word.partition("=")
-    return f"{name}='{value}'" if "=" in value and not re.search(r"""['"\[{$]""", value) else word
+    if "=" not in value or re.search(r"""['"{$]""", value):
+        return word
+    if listed := re.fullmatch(r"\[(.*)\]", value):
+        return f"{name}=[{','.join(repr(part.strip()) for part in listed[1].split(','))}]"
+    return f"{name}='{value}'" if "[" not in value else word
 
 
 def leave(status: int, *lines: str) -> NoReturn:
@@ -139,6 +145,9 @@ def problems_typed(words: list[str], schema: type) -> Iterator[str]:
     """One line for each override that cannot be right, before Hydra composes anything."""
     parser = OverridesParser.create()
     for word in words:
+        if exists("run", schema) and Path(word).is_dir():
+            yield f"{word}: did you mean run={word}?"
+            continue
         try:
             override = parser.parse_override(word)
         except HydraException:

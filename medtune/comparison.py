@@ -63,7 +63,7 @@ def everything(members: Sequence[Member]) -> str:
         *reasons(members),
         benchmarks_table(tested),
     ]
-    parts += [rubric(tested[0].test)] if tested else []
+    parts += [rubric(member.test) for member in tested if "rubric" in member.test][:1]
     parts += [costs(tested)]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
 
@@ -92,36 +92,56 @@ def spread(numbers: dict[str, Any] | None, form: str = ".4f") -> str:
     """A mean and its interval: 3.7560 (3.61 to 3.90)."""
     if not numbers or numbers["value"] is None:
         return ""
-    if numbers["low"] is None:
+    if numbers["low"] is None or numbers["low"] != numbers["low"]:  # NaN: too few groups
         return f"{numbers['value']:{form}}"
     short = form.replace(".4f", ".3f")
     return f"{numbers['value']:{form}} ({numbers['low']:{short}} to {numbers['high']:{short}})"
 
 
 def verdicts(members: Sequence[Member]) -> Iterator[str]:
-    """The member that validation chose beside the base and every other, paired over the same test conversations."""
-    tested = sorted((member for member in members if "tuned" in member.test), key=lambda member: member.eval_loss)
+    """What validation chose beside the base and everything else, paired over the same test conversations."""
+    tested = [member for member in members if "tuned" in member.test]
     if not tested:
         return
-    chosen = tested[0]
-    change = chosen.test["difference"]["loss"]
-    lines = [f"{chosen.name}, chosen by eval_loss, on {chosen.test['conversations']} test conversations in"]
-    lines[0] += f" {chosen.test['groups']} groups (difference of test loss, paired, 95 %):"
-    lines.append(f"  than the untuned base: {spread(change, '+.4f')}: {change['verdict']}")
-    for other in tested[1:]:
-        if other.test["examination"] != chosen.test["examination"]:
-            lines.append(f"  than {other.name}: not comparable, it was measured on other conversations")
-            continue
-        estimate = paired(chosen, other)
-        lines.append(f"  than {other.name}: {spread(vars(estimate), '+.4f')}: {estimate.verdict(False)}")
-    yield "\n".join([*lines, *seeds(tested)])
+    chosen, *others = sorted(replicates(tested), key=lambda group: np.mean([member.eval_loss for member in group]))
+    test = chosen[0].test
+    lines = [f"{called(chosen)}, chosen by eval_loss, on {test['conversations']} test conversations in"]
+    lines[0] += f" {test['groups']} groups (difference of test loss, paired, 95 %):"
+    lines.append(f"  than the untuned base: {outcome(paired(chosen, chosen[:1], 'base_nll'))}")
+    for other in others:
+        if losses(other[0])["conversation"] == losses(chosen[0])["conversation"]:
+            lines.append(f"  than {called(other)}: {outcome(paired(chosen, other, 'tuned_nll'))}")
+        else:
+            lines.append(f"  than {called(other)}: not comparable, its test set is another")
+    yield "\n".join([*lines, *(spread_of_seeds(group) for group in (chosen, *others) if len(group) > 1)])
 
 
-def paired(ours: Member, theirs: Member) -> Estimate:
-    """Our test loss minus theirs, drawn over the groups of their common test set."""
-    a, b = losses(ours), losses(theirs)
-    bootstrap = Bootstrap(a["group"], ours.test["resamples"])
-    return bootstrap.difference(np.array(a["tuned_nll"]), np.array(b["tuned_nll"]), np.array(a["tokens"]))
+def replicates(tested: Sequence[Member]) -> list[list[Member]]:
+    """Members that differ by their seed alone, together."""
+    configurations: dict[str, list[Member]] = {}
+    for member in tested:
+        same = {name: value for name, value in member.run["configuration"].items() if name not in ("seed", "name")}
+        configurations.setdefault(json.dumps(same, sort_keys=True), []).append(member)
+    return list(configurations.values())
+
+
+def called(group: Sequence[Member]) -> str:
+    """The name of a member, or of several that differ by their seed."""
+    names = ", ".join(member.name for member in group)
+    return names if len(group) == 1 else f"the mean of {names}"
+
+
+def outcome(estimate: Estimate) -> str:
+    """A difference of losses and the word for it."""
+    return f"{spread(vars(estimate), '+.4f')}: {estimate.verdict(higher_is_better=False)}"
+
+
+def paired(ours: Sequence[Member], theirs: Sequence[Member], column: str) -> Estimate:
+    """Our test loss minus theirs, drawn over the groups of their common test set; of seeds the mean on each row."""
+    first = losses(ours[0])
+    a = np.mean([losses(member)["tuned_nll"] for member in ours], axis=0)
+    b = np.mean([losses(member)[column] for member in theirs], axis=0)
+    return Bootstrap(first["group"], ours[0].test["resamples"]).difference(a, b, np.array(first["tokens"], float))
 
 
 def losses(member: Member) -> dict[str, list[Any]]:
@@ -129,25 +149,19 @@ def losses(member: Member) -> dict[str, list[Any]]:
     return parquet.read_table(member.results / "eval_loss.parquet").to_pydict()
 
 
-def seeds(tested: Sequence[Member]) -> Iterator[str]:
-    """Members that differ by their seed alone, as replicates: how much chance in training moves the test loss."""
-    configurations: dict[str, list[Member]] = {}
-    for member in tested:
-        same = {name: value for name, value in member.run["configuration"].items() if name not in ("seed", "name")}
-        configurations.setdefault(json.dumps(same, sort_keys=True), []).append(member)
-    for replicates in configurations.values():
-        if len(replicates) > 1:
-            found = [member.test["tuned"]["scores"]["loss"]["value"] for member in replicates]
-            names = ", ".join(member.name for member in replicates)
-            chance = f"test loss {np.mean(found):.4f}, standard deviation {np.std(found, ddof=1):.4f}"
-            yield f"  {len(found)} seeds ({names}): {chance}"
+def spread_of_seeds(group: Sequence[Member]) -> str:
+    """How much chance in training moves the test loss, which the intervals above, over conversations, do not hold."""
+    found = [member.test["tuned"]["scores"]["loss"]["value"] for member in group]
+    chance = f"test loss {np.mean(found):.4f}, standard deviation {np.std(found, ddof=1):.4f}"
+    return f"  {len(found)} seeds ({', '.join(member.name for member in group)}): {chance}"
 
 
 def scores_table(tested: Sequence[Member]) -> str:
-    """Every metric: floor, base, members, and another doctor where there is one."""
-    beside = sorted(tested, key=lambda member: member.eval_loss)[:BESIDE]
-    if not beside:
+    """Every metric of base and members, with the floor of each below it, and another doctor where there is one."""
+    ranked = sorted(tested, key=lambda member: member.eval_loss)
+    if not ranked:
         return ""
+    beside = [member for member in ranked if member.test["examination"] == ranked[0].test["examination"]][:BESIDE]
     base, adapted = beside[0].test["base"]["scores"], [member for member in beside if "tuned" in member.test]
     ceilings = any("ceiling" in numbers for numbers in base.values())
     rows = []
@@ -155,17 +169,20 @@ def scores_table(tested: Sequence[Member]) -> str:
         if name not in base:
             continue
         arrow = {True: "↑", False: "↓", None: " "}[metric.higher_is_better]
-        row = [f"{metric.title} {arrow}", bound(name, base[name], "floor"), cell(name, base[name])]
+        row = [f"{metric.title} {arrow}", cell(name, base[name])]
         for member in adapted:
             word = member.test["difference"].get(name, {}).get("verdict", "")
             mark = {"better": " +", "worse": " -"}.get(word, "")
             row.append(cell(name, member.test["tuned"]["scores"][name]) + mark)
         rows.append([*row, bound(name, base[name], "ceiling")] if ceilings else row)
-    headers = ["test set", "shuffled", "untuned base", *(member.name for member in adapted)]
-    note = f"{beside[0].test['answered']} answers; + better, - worse than the base (95 %, paired); "
-    note += "shuffled: answers to other questions" + ("; doctor: another doctor's answer" if ceilings else "")
-    if len(tested) > BESIDE:
-        note += f"; the {BESIDE} members that validation ranks first"
+        if "floor" in base[name]:
+            floors = [base[name], *(member.test["tuned"]["scores"][name] for member in adapted)]
+            rows.append(["  shuffled", *(bound(name, numbers, "floor") for numbers in floors)])
+    headers = ["test set", "untuned base", *(member.name for member in adapted)]
+    note = f"{beside[0].test['answered']} answers; + better, - worse than the base (95 %, paired, each on its own)\n"
+    note += "shuffled: the same answers given to other questions" + ("; doctor: another's answer" if ceilings else "")
+    if len(beside) < len(tested):
+        note += f"\nshown are the best {len(beside)} by validation that were asked the same; all are in metrics.json"
     return tabulate(rows, [*headers, "doctor"] if ceilings else headers, disable_numparse=True) + f"\n{note}"
 
 
@@ -233,6 +250,10 @@ def reasons(members: Sequence[Member]) -> Iterator[str]:
     for member in members:
         if verdict := member.test.get("gate"):
             lines = [f"safety gate, {member.name}: {'passed' if verdict['passed'] else 'not passed'}"]
+            lines[0] += (
+                f" ({verdict['cut_answers']} answers were cut at {verdict['max_new_tokens']} tokens; not gated: "
+            )
+            lines[0] += ", ".join(name.replace("_", " ") for name in verdict["not_gated"]) + ")"
             yield "\n".join([*lines, *(f"  {reason}" for reason in verdict["reasons"])])
 
 
@@ -252,8 +273,6 @@ def benchmarks_table(tested: Sequence[Member]) -> str:
 
 def rubric(test: dict[str, Any]) -> str:
     """How far the rubric agrees with answers that were labelled by hand."""
-    if "rubric" not in test:
-        return ""
     rows = []
     for group in ("categories", "criteria"):
         for name, c in test["rubric"][group].items():
@@ -280,7 +299,7 @@ def answers(members: Sequence[Member]) -> str:
     """The first prompt, and what the base and each member's best adapter answered to it."""
     lines: list[str] = []
     for member in members:
-        if not member.metrics:
+        if "best" not in member.metrics:
             continue
         text = (member.folder / "samples.jsonl").read_text(encoding="utf-8")
         samples = [json.loads(line) for line in text.splitlines()]

@@ -4,22 +4,23 @@ python -m medtune.evaluate run=multirun/medtune/TIME     every member of a sweep
 python -m medtune.evaluate                               the base alone
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from medtune.benchmark import require_benchmarks
+from medtune.benchmark import load_tasks
 from medtune.checks import typed
 from medtune.command_line import command
 from medtune.config import Evaluation, Refusal, Run
 from medtune.quiet import quiet_libraries
-from medtune.result import Failure, plain, read_json
-from medtune.saved_adapter import require_whole, weights_of
+from medtune.result import FILE_ONLY, Failure, plain, read_json, shown
+from medtune.saved_adapter import require_whole
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +39,17 @@ class Candidate:
         return self.folder / "adapter" if self.folder else None
 
 
-def evaluate(evaluation: Evaluation, keys: frozenset[str], out: Path) -> list[Candidate]:
+def evaluate(evaluation: Evaluation, keys: frozenset[str], out: Path) -> tuple[list[Candidate], list[str]]:
     """Measure every candidate that `evaluation.run` names and write the numbers into its folder.
 
     `keys`: the groups and keys that were given on the command line, and win over a run's own. `out`: for the numbers of
-    a base alone. What can be refused is refused before a model is loaded: an adapter that is missing,
-    damaged, of another base or vocabulary, a test set that is empty or was trained on. Raises `Refusal`.
+    a base alone. Returns the candidates that were measured, and a line for each that failed. What can be refused is
+    refused before any model is loaded: an adapter that is missing, damaged, of another base or vocabulary, a test set
+    that is empty or was trained on. Raises `Refusal`.
     """
     candidates = candidates_of(evaluation, keys, out)
-    require_benchmarks([task for candidate in candidates for task in candidate.run.eval.benchmarks])
+    if tasks := list(dict.fromkeys(task for candidate in candidates for task in candidate.run.eval.benchmarks)):
+        load_tasks(tasks)  # their data: not after hours of measuring
     from medtune.data import prepare
 
     sets = [prepare(candidate.run.data) for candidate in candidates]
@@ -54,36 +57,69 @@ def evaluate(evaluation: Evaluation, keys: frozenset[str], out: Path) -> list[Ca
     # Importing these takes ten seconds: not before the folders are known to be good.
     quiet_libraries()
     from medtune import adapter, model
+
+    tokenizers = [model.load_tokenizer(candidate.run.model) for candidate in candidates]
+    for candidate, tokenizer in zip(candidates, tokenizers, strict=True):
+        if candidate.adapter:
+            adapter.require_vocabulary(candidate.adapter, tokenizer, candidate.run.model.hub_id)
+    measured: list[Candidate] = []
+    failures: list[str] = []
+    base = Base()
+    for place, candidate in enumerate(candidates):
+        log.info("%s of %s: %s", place + 1, len(candidates), shown(candidate.folder or candidate.results))
+        try:
+            base.load(candidate.run, tokenizers[place])
+            measure(candidate, base, tokenizers[place], sets[place])
+            measured.append(candidate)
+        except Exception as error:
+            line = (str(error) or type(error).__name__).splitlines()[0]
+            failures.append(line if isinstance(error, Refusal) else f"{candidate.folder or 'the base'}: {line}")
+            log.error("%s", failures[-1], exc_info=error, extra=FILE_ONLY)
+            base = Base()  # what is left of the adapter goes with it
+    return measured, failures
+
+
+class Base:
+    """The base in memory, shared by the candidates that need the same."""
+
+    model: Any = None
+
+    def __init__(self) -> None:
+        self.made_of: Any = None
+
+    def load(self, run: Run, tokenizer: Any) -> None:
+        """Load the base of a run, unless it is there already."""
+        from medtune import model
+
+        if self.made_of == (run.model, run.quantization):
+            return
+        device = model.device_for(run.model)
+        self.made_of = self.model = None  # before the memory is asked for
+        model.require_memory(run.model, run.quantization, device)
+        self.model = model.load_base(run.model, run.quantization, tokenizer, device)
+        self.fingerprint = model.fingerprint(self.model)
+        self.made_of = (run.model, run.quantization)
+
+
+def measure(candidate: Candidate, base: Base, tokenizer: Any, conversations: Any) -> None:
+    """Measure one candidate; the base is as before afterwards."""
+    from medtune import adapter
     from medtune.assessment import assess
     from medtune.examination import examination
     from medtune.tokens import tokenize
 
-    loaded: tuple[Any, ...] = ()
-    for place, (candidate, conversations) in enumerate(zip(candidates, sets, strict=True), 1):
-        run = candidate.run
-        if candidate.folder:
-            log.info("%s of %s: %s", place, len(candidates), candidate.folder.name)
-        device = model.device_for(run.model)
-        tokenizer = model.load_tokenizer(run.model)
-        if candidate.adapter:
-            adapter.require_vocabulary(candidate.adapter, tokenizer, run.model.hub_id)
-        tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
-        exam = examination(tokens, conversations, run.eval, run.data.system_prompt)
-        if not loaded or loaded[0] != (run.model, run.quantization):
-            model.require_memory(run.model, run.quantization, device)
-            base = model.load_base(run.model, run.quantization, tokenizer, device)
-            loaded = ((run.model, run.quantization), base, model.fingerprint(base))
-        _, base, fingerprint = loaded
-        candidate.results.mkdir(parents=True, exist_ok=True)
-        if candidate.folder is None or candidate.adapter is None:
-            assess(base, tokenizer, exam, run.eval, fingerprint, None, candidate.results)
-            continue
-        require_base(candidate.folder, fingerprint)
-        tuned = adapter.load(base, candidate.adapter)
-        weights = weights_of(candidate.adapter)
-        assess(tuned, tokenizer, exam, run.eval, fingerprint, weights, candidate.results)
-        loaded = (loaded[0], tuned.unload(), fingerprint)
-    return candidates
+    run, results = candidate.run, candidate.results
+    tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
+    exam = examination(tokens, conversations, run.eval, run.data.system_prompt)
+    results.mkdir(parents=True, exist_ok=True)
+    if candidate.folder is None or candidate.adapter is None:
+        assess(base.model, tokenizer, exam, run.eval, base.fingerprint, None, results, results)
+        return
+    require_base(candidate.folder, base.fingerprint)
+    tuned = adapter.load(base.model, candidate.adapter)
+    stores = candidate.folder / ".evaluation"
+    assess(tuned, tokenizer, exam, run.eval, base.fingerprint, candidate.adapter, results, stores)
+    base.model = tuned.unload()
 
 
 def candidates_of(evaluation: Evaluation, keys: frozenset[str], out: Path) -> list[Candidate]:
@@ -91,12 +127,16 @@ def candidates_of(evaluation: Evaluation, keys: frozenset[str], out: Path) -> li
     if evaluation.run is None:
         require_test_set(evaluation)
         return [Candidate(evaluation, None, out)]
+    if own := sorted(key for key in keys if key.partition(".")[0] not in ("run", "data", "model", "eval", "hydra")):
+        raise Refusal(
+            *(f"{key} belongs to training: with run=… only data, model and eval can be changed" for key in own)
+        )
     named = [evaluation.run] if isinstance(evaluation.run, str) else evaluation.run
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+    if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named) or not named:
         raise Refusal(f"run={evaluation.run}: name a result folder, or several, as run=[one,another]")
     candidates: list[Candidate] = []
     problems: list[str] = []
-    for folder in [folder for name in named for folder in members_of(name)]:
+    for folder in dict.fromkeys(folder for name in named for folder in members_of(name)):
         try:
             candidates.append(candidate_of(folder, evaluation, keys))
         except Refusal as refusal:
@@ -106,15 +146,21 @@ def candidates_of(evaluation: Evaluation, keys: frozenset[str], out: Path) -> li
 
 
 def members_of(name: str) -> list[Path]:
-    """The run that a folder holds, or the runs of its sweep. Raises `Refusal` if it holds none."""
+    """The run that a folder holds, or the finished runs of its sweep. Raises `Refusal` if there is none."""
     folder = Path(name).expanduser()
     if (folder / "run.json").is_file():
         return [folder]
     found = sorted(path.parent for path in folder.glob("*/run.json"))
     if not found:
         holds = "no run in it" if folder.is_dir() else "no such folder"
+        if (folder.parent / "run.json").is_file():
+            holds += f" (did you mean run={folder.parent}?)"
         raise Refusal(f"run={name}: {holds}: name a result folder, as multirun/medtune/TIME or one of its members")
-    return found
+    finished = [path for path in found if (path / "adapter").is_dir()]
+    for path in found:
+        if finished and path not in finished:
+            log.warning("%s is left out: it has no adapter (%s)", path, read_json(path / "run.json").get("status"))
+    return finished or found
 
 
 def candidate_of(folder: Path, evaluation: Evaluation, keys: frozenset[str]) -> Candidate:
@@ -133,7 +179,13 @@ def candidate_of(folder: Path, evaluation: Evaluation, keys: frozenset[str]) -> 
     run = typed(own, Run)
     require_test_set(run)
     require_whole(folder / "adapter", run.model.hub_id)
-    return Candidate(run, folder, folder / "evaluation" / run.data.name if run.data != trained.data else folder)
+    # Weights may lie elsewhere today; anything else that differs gives other numbers, which belong in another folder.
+    model = replace(run.model, weights=trained.model.weights, path=trained.model.path)
+    if (run.data, run.eval, model) == (trained.data, trained.eval, trained.model):
+        return Candidate(run, folder, folder)
+    differing = repr((run.data, run.eval, model)).encode()
+    name = f"{run.data.name}-{hashlib.sha256(differing).hexdigest()[:8]}"
+    return Candidate(run, folder, folder / "evaluation" / name)
 
 
 def keys_typed(words: Sequence[str]) -> frozenset[str]:
@@ -163,7 +215,7 @@ def trained_on(candidate: Candidate, test: Sequence[Any]) -> list[str]:
     first = f"{overlap[0].source} row {overlap[0].row}"
     return [
         f"{candidate.folder}: {len(overlap)} of the {len(test)} test questions of {candidate.run.data.name} were "
-        f"trained on ({first} is the first): measure it on other data"
+        f"trained or selected on ({first} is the first): measure it on other data"
     ]
 
 
@@ -187,17 +239,13 @@ def run_evaluation(cfg: DictConfig) -> None:
     """Hydra's task."""
     hydra = HydraConfig.get()
     keys = keys_typed(hydra.overrides.task)
-    try:
-        candidates = evaluate(typed(cfg, Evaluation), keys, Path(hydra.runtime.output_dir))
-    except Refusal:
-        raise
-    except Exception as error:
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        log.error("%s", line, exc_info=error, extra={"file_only": True})
-        raise Failure(f"{line} (traceback in {Path(hydra.runtime.output_dir) / 'evaluate.log'})") from error
-    from medtune.comparison import Member, everything
+    measured, failures = evaluate(typed(cfg, Evaluation), keys, Path(hydra.runtime.output_dir))
+    if measured:
+        from medtune.comparison import Member, everything
 
-    print(everything([Member(found.folder or found.results, found.results) for found in candidates]), flush=True)
+        print(everything([Member(found.folder or found.results, found.results) for found in measured]), flush=True)
+    if failures:
+        raise Failure("\n".join([*failures, f"tracebacks in {Path(hydra.runtime.output_dir) / 'evaluate.log'}"]))
 
 
 def main() -> None:

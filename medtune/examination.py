@@ -10,26 +10,33 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medtune import conversation, likelihood, samples
+from medtune import model as base_model
 from medtune.config import Eval
 from medtune.data import Conversations
 from medtune.data.questions import question_key
 from medtune.likelihood import Likelihood
+from medtune.result import read_json, versions, write_json
 from medtune.safety.prompts import prompts
 from medtune.samples import Answer, Question
+from medtune.saved_adapter import config_of, weights_of
 from medtune.tokens import IGNORED, Tokens
 
 log = logging.getLogger(__name__)
 
-CODE: tuple[ModuleType, ...] = (conversation, likelihood, samples)  # a change of these changes what is measured
+DECIDE = ("torch", "transformers", "peft", "bitsandbytes")  # packages that decide what a model says
+
+CODE: tuple[ModuleType, ...] = (conversation, likelihood, samples, base_model)  # a change may change what is measured
 
 
 class NotANumber(Exception):
@@ -62,6 +69,11 @@ class Examination:
     def answered_groups(self) -> list[str]:
         """Group of each question of the test set."""
         return [self.groups[row] for row in self.answered]
+
+    @property
+    def test_set(self) -> str:
+        """SHA-256 of the test conversations alone, whatever else is asked."""
+        return hashlib.sha256(json.dumps(self.rows["input_ids"][:]).encode()).hexdigest()
 
     @property
     def fingerprint(self) -> str:
@@ -112,7 +124,7 @@ class Measured:
     """What a model made of an examination.
 
     `likelihood` runs over its rows, `answers` over what was asked, `fluency` over the answers to the test questions:
-    what the untuned base thinks of their words. `seconds` of each part; empty where all was stored already.
+    what the untuned base thinks of their words. `seconds` of each part, when it was measured.
     """
 
     likelihood: Likelihood
@@ -127,14 +139,19 @@ def measure(
     exam: Examination,
     evaluation: Eval,
     store: Path,
+    reads: Path,
 ) -> Measured:
     """Loss on every row, an answer to every question, and what the base thinks of those answers.
 
-    `store` is a folder for this model and examination alone; what is in it already is not measured again. Raises
-    `NotANumber` when the loss of a row is not finite.
+    `store` is a folder for this model and examination alone; what is in it already is not measured again. Its first use
+    is noted as a read of the test set in the file `reads`. Raises `NotANumber` when the loss of a row is not
+    finite.
     """
     store.mkdir(parents=True, exist_ok=True)
-    seconds: dict[str, float] = {}
+    if not (store / "seconds.json").is_file():
+        note_read(reads, exam)
+        write_json(store / "seconds.json", {})
+    seconds = read_json(store / "seconds.json")
     batch = evaluation.batch_size
     if not (store / "fluency.npz").is_file():
         who = "the adapter" if isinstance(model, PeftModel) else "the untuned base"
@@ -150,7 +167,21 @@ def measure(
     answers = answered(model, tokenizer, exam, evaluation, store / "answers.jsonl", seconds)
     texts = [answer.text for answer in answers[: len(exam.answered)]]
     fluency = stored(store / "fluency.npz", lambda: under_base(model, tokenizer, exam.tested, texts, batch), seconds)
+    write_json(store / "seconds.json", seconds)
     return Measured(losses, answers, fluency, seconds)
+
+
+def note_read(path: Path, exam: Examination) -> None:
+    """Note that a model begins to be measured on a test set."""
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(
+            json.dumps({"began": datetime.now(UTC).isoformat(timespec="seconds"), "test_set": exam.test_set}) + "\n"
+        )
+
+
+def reads_of(path: Path, exam: Examination) -> int:
+    """How often a test set was read by the model that this file belongs to."""
+    return sum(json.loads(line)["test_set"] == exam.test_set for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def stored(path: Path, make: Callable[[], Likelihood], seconds: dict[str, float]) -> Likelihood:
@@ -224,9 +255,11 @@ def name_of(
     exam: Examination, evaluation: Eval, base: PreTrainedModel, base_fingerprint: str, adapter: Path | None
 ) -> str:
     """A name for what `measure` finds: of the model to the bit, of what it is asked, and of the arithmetic."""
-    weights = "" if adapter is None else hashlib.sha256(adapter.read_bytes()).hexdigest()
+    files = [] if adapter is None else [weights_of(adapter), config_of(adapter)]
+    weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     code = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in CODE]
-    settings = [evaluation.final_max_new_tokens, evaluation.batch_size, base.device.type, str(base.dtype)]
+    device = torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu"
+    settings = [evaluation.final_max_new_tokens, evaluation.batch_size, device, str(base.dtype), versions(DECIDE)]
     stops = base.generation_config.eos_token_id
     parts = [base_fingerprint, weights, exam.fingerprint, settings, stops, code]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -6,6 +6,7 @@ import logging
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -49,7 +50,7 @@ class Result:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "configuration": plain(run),
             "git_commit": git_commit(),
-            "versions": versions(),
+            "versions": versions(PACKAGES),
         }
 
     def __enter__(self) -> "Result":
@@ -127,10 +128,10 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of Python and of those of the packages that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

@@ -28,6 +28,8 @@ class Scores:
 
 def score(exam: Examination, measured: Measured, encoder: semantic.Encoder | None) -> Scores:
     """Score the answers to the test questions; without an encoder those that need one are left out."""
+    if not exam.answered:
+        return Scores({}, {}, {})
     texts = [answer.text for answer in measured.answers[: len(exam.answered)]]
     references = [question.reference for question in exam.tested]
     asked = [question.messages[-1]["content"] for question in exam.tested]

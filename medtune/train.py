@@ -7,19 +7,26 @@ python -m medtune.train lora.r=16,32 -m     a sweep
 import logging
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from medtune.benchmark import require_benchmarks
+from medtune.benchmark import load_tasks
 from medtune.checks import typed
 from medtune.command_line import command
 from medtune.config import Run
 from medtune.quiet import quiet_libraries
-from medtune.result import Result, plain
-from medtune.saved_adapter import weights_of
+from medtune.result import FILE_ONLY, Result, plain
 from medtune.tracking import Tracker, require_account
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from medtune.data import Conversations
+    from medtune.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +41,7 @@ def train(run: Run, out: Path) -> float:
     with Result(run, out) as result:
         require_account(run.wandb.mode)
         if run.eval.final and run.eval.benchmarks:
-            require_benchmarks(run.eval.benchmarks)
+            load_tasks(run.eval.benchmarks)  # their data: not after hours of training
         from medtune.data import funnel, prepare
         from medtune.data.questions import write_questions
         from medtune.data.store import SPLITS
@@ -43,13 +50,11 @@ def train(run: Run, out: Path) -> float:
         funnel.announce(conversations.report)
         result.facts |= {"data_fingerprint": conversations.fingerprint, "data": conversations.report}
         shutil.copyfile(conversations.rejects, out / "rejects.jsonl")
-        write_questions(conversations.train, out / "trained_on.parquet")
+        write_questions([conversations.train, conversations.validation], out / "trained_on.parquet")
 
         # Importing these takes ten seconds: not before the data is known to be good.
         quiet_libraries()
         from medtune import adapter, model
-        from medtune.assessment import assess
-        from medtune.examination import examination
         from medtune.proof import prove
         from medtune.report import Report, reset_peak_memory
         from medtune.samples import questions
@@ -91,13 +96,37 @@ def train(run: Run, out: Path) -> float:
             trainer.train()
             adapter.release(tuned, tokenizer, out / "adapter", tokens.validation[0]["input_ids"])
             metrics = report.metrics()
-            if run.eval.final and len(tokens.test):
-                exam = examination(tokens, conversations, run.eval, run.data.system_prompt)
-                weights = weights_of(out / "adapter")
-                section = assess(tuned, tokenizer, exam, run.eval, result.facts["base"]["fingerprint"], weights, out)
-                metrics["test"] = section
             tracker.summarize(metrics)
+            if run.eval.final:
+                test(tuned, tokenizer, tokens, conversations, run, result, tracker)
     return metrics["best"]["eval_loss"]
+
+
+def test(
+    tuned: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    tokens: "Tokens",
+    conversations: "Conversations",
+    run: Run,
+    result: Result,
+    tracker: Tracker,
+) -> None:
+    """Measure the kept adapter on the test set. What goes wrong here is recorded, and costs no trained adapter."""
+    from medtune.assessment import assess
+    from medtune.examination import examination
+
+    if not len(tokens.test):
+        log.warning("the test set is empty: nothing is measured on it")
+        return
+    exam = examination(tokens, conversations, run.eval, run.data.system_prompt)
+    fingerprint, out = result.facts["base"]["fingerprint"], result.out
+    try:
+        section = assess(tuned, tokenizer, exam, run.eval, fingerprint, out / "adapter", out, out / ".evaluation")
+        tracker.summarize({"test": section})
+    except Exception as error:
+        result.facts["test_error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.error("the adapter is saved, but could not be measured on the test set: %s", result.facts["test_error"])
+        log.error("traceback", exc_info=error, extra=FILE_ONLY)
 
 
 def run_member(cfg: DictConfig) -> float:

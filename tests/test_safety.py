@@ -68,7 +68,8 @@ def test_safe_answers_pass(limits: Gate) -> None:
     safe = judgements(SAFE.__getitem__)
     counts = gate.tally(safe)
     assert {row["passed"] / row["of"] for name, row in counts.items() if name not in ("false_premises",)} == {1.0}
-    assert gate.decide(limits, safe, safe, 200) == {"passed": True, "reasons": []}
+    verdict = gate.decide(limits, safe, safe, 200)
+    assert verdict["passed"] and verdict["reasons"] == [] and "false_premises" in verdict["not_gated"]
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_offline_wandb_runs_read_back(smoke: tuple[Path, str]) -> None:
                 table = entry.get("samples") or {"path": entry["samples.path"]}
                 saved = read_json(file.parent / "files" / table["path"])
                 rows += [dict(zip(saved["columns"], values, strict=True)) for values in saved["data"]]
-        assert rows == samples and len(rows) == 3 * 4
+        assert rows == samples and len(rows) == 3 * 6
     assert len({r.run_id for r in runs}) == 2
     assert {r.run_group for r in runs} == {f"smoke/{sweep.name}"}
 

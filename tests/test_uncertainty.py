@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune.uncertainty import Bootstrap, Estimate
+from medtune.uncertainty import Bootstrap, Estimate, student
 
 
 def groups(count: int) -> list[str]:
@@ -45,13 +45,14 @@ def test_pairing_sees_what_two_intervals_hide() -> None:
     assert bootstrap.difference(theirs, theirs).verdict(True) == "not distinguishable"
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+@pytest.mark.parametrize(("count", "least"), [(5, 0.89), (13, 0.925), (60, 0.935)])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(count: int, least: float) -> None:
     dice = np.random.default_rng(4)
     hits = 0
-    for seed in range(200):
-        found = Bootstrap(groups(60), 500, seed).ratio(dice.normal(1.0, 1.0, 60))
+    for seed in range(600):
+        found = Bootstrap(groups(count), 400, seed).ratio(dice.normal(1.0, 1.0, count))
         hits += found.low <= 1.0 <= found.high
-    assert 180 <= hits <= 200
+    assert least <= hits / 600 <= 0.98
 
 
 def test_what_is_no_number_is_left_out_and_counted() -> None:
@@ -63,9 +64,15 @@ def test_what_is_no_number_is_left_out_and_counted() -> None:
     assert np.isnan([nothing.value, nothing.low]).all() and nothing.verdict(True) == "not distinguishable"
 
 
-def test_one_group_has_no_interval() -> None:
-    found = Bootstrap(["a", "a"], 200).ratio(np.array([1.0, 2.0]))
+def test_a_handful_of_groups_has_no_interval() -> None:
+    found = Bootstrap(["a", "b", "c", "d", "d"], 200).ratio(np.array([1.0, 2.0, 1.0, 2.0, 1.5]))
     assert found.value == 1.5 and np.isnan([found.low, found.high]).all()
+    assert found.verdict(True) == "not distinguishable"
+
+
+def test_students_t() -> None:
+    # Tables: 4 -> 2.776, 12 -> 2.179, 59 -> 2.001
+    assert [student(freedom) for freedom in (4, 12, 59)] == pytest.approx([2.776, 2.179, 2.001], abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_interval_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +85,7 @@ def test_the_same_seed_gives_the_same_interval_whatever_the_chunks(monkeypatch: 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 5)), min_size=1, max_size=40))
-def test_the_mean_lies_in_its_interval(rows: list[tuple[float, int]]) -> None:
+def test_an_interval_lies_among_its_values(rows: list[tuple[float, int]]) -> None:
     values, names = np.array([value for value, _ in rows]), [str(group) for _, group in rows]
     found = Bootstrap(names, 200).ratio(values)
     if not np.isnan(found.low):

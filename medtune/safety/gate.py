@@ -15,6 +15,7 @@ from medtune.safety.rubric import Judgement, judge, passes
 from medtune.uncertainty import Bootstrap
 
 SCREEN = "A rubric is a screen, not a clinical validation: no clinician has judged these answers."
+NOT_GATED = ("medication_interactions", "false_premises")  # what they expect the rubric judges too poorly
 WILSON = 1.959964  # 95 % quantile of the normal distribution, both tails
 
 
@@ -57,7 +58,7 @@ def wilson(count: int, of: int) -> tuple[float, float]:
 def decide(gate: Gate, tuned: Sequence[Judgement], base: Sequence[Judgement], resamples: int) -> dict[str, Any]:
     """The verdict, {"passed", "reasons"}: a reason for each broken limit, and for each behaviour that got worse."""
     reasons = [*beyond(gate, tally(tuned)), *worse(tuned, base, resamples)]
-    return {"passed": not reasons, "reasons": reasons}
+    return {"passed": not reasons, "reasons": reasons, "not_gated": list(NOT_GATED)}
 
 
 def beyond(gate: Gate, counts: dict[str, dict[str, Any]]) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from bitsandbytes.nn import Linear4bit
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from medtune import adapter, model
@@ -56,8 +57,9 @@ def main() -> None:
     print(
         f"{ROWS} rows of {np.mean([len(r['input_ids']) for r in rows]):.0f} tokens; {QUESTIONS} answers of {NEW_TOKENS}"
     )
+    trainer = plain_trainer(theirs, tokenizer, rows)
     plain, ours = in_turn(
-        lambda: plain_loss(theirs, tokenizer, rows),
+        lambda: trainer.evaluate()["eval_loss"],
         lambda: likelihood(tuned, rows["input_ids"][:], rows["labels"][:], run.eval.batch_size),
     )
     same = regrouped(ours.result.nll, ours.result.tokens)
@@ -112,12 +114,13 @@ def in_turn(*functions: Callable[[], Any]) -> list[Timed]:
     return timed
 
 
-def plain_loss(tuned: Any, tokenizer: Any, rows: Dataset) -> float:
-    """`trainer.evaluate()` at TRL's defaults."""
+def plain_trainer(tuned: Any, tokenizer: Any, rows: Dataset) -> SFTTrainer:
+    """TRL's trainer at its defaults."""
     arguments = SFTConfig(output_dir="unused", report_to="none", use_cpu=True, disable_tqdm=True, max_length=None)
     trainer = SFTTrainer(model=tuned, args=arguments, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
     adapter.to_float32(tuned)  # TRL casts it to bfloat16
-    return trainer.evaluate()["eval_loss"]
+    return trainer
 
 
 def plain_answer(tuned: Any, tokenizer: Any, question: Any) -> Any:
