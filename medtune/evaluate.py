@@ -54,6 +54,10 @@ def evaluate(evaluation: Evaluation, keys: frozenset[str], out: Path) -> tuple[l
 
     sets = [prepare(candidate.run.data) for candidate in candidates]
     refuse([problem for c, found in zip(candidates, sets, strict=True) for problem in trained_on(c, found.test)])
+    for candidate, found in zip(candidates, sets, strict=True):
+        before = read_json(candidate.results / "run.json").get("data_fingerprint", found.fingerprint)
+        if before != found.fingerprint:
+            log.warning("%s: its data has changed since it was trained, and so may its test set", candidate.folder)
     # Importing these takes ten seconds: not before the folders are known to be good.
     quiet_libraries()
     from medtune import adapter, model
