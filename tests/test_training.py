@@ -56,7 +56,8 @@ def test_result_folder_explains_itself(tiny_run: Compose, tmp_path: Path) -> Non
     assert tested["conversations"] == facts["data"]["splits"]["test"] > 0
     loss = {name: tested[name]["scores"]["loss"]["value"] for name in ("base", "tuned")}
     assert loss["tuned"] == pytest.approx(loss_of_saved(run, out, "test"), rel=1e-5)
-    assert loss["tuned"] < loss["base"] and tested["difference"]["loss"]["verdict"] == "better"
+    assert loss["tuned"] < loss["base"]
+    assert tested["groups"] < 5 and tested["difference"]["loss"]["verdict"] == "not distinguishable"
     assert facts["mask"]["answers"] > facts["mask"]["checked"] == sum(facts["data"]["splits"].values())
     assert sorted(steps(out, "loss")) == [1, 2, 3, 4, 5, 6]
     assert all(row["tokens_per_second"] > 0 and row["peak_memory_gb"] > 0 for row in history(out) if "loss" in row)
