@@ -91,6 +91,11 @@ def frame_of(
     return frame
 
 
+def shortened(messages: Sequence[dict[str, str]], dropped: int) -> list[dict[str, str]]:
+    """A conversation without its earliest `dropped` messages; the system message stays."""
+    return [*messages[:1], *messages[1 + dropped :]]
+
+
 @dataclass
 class Fitted:
     """A conversation as token ids, or None where its last answer does not fit.
@@ -106,7 +111,7 @@ class Fitted:
     @property
     def messages(self) -> list[dict[str, str]]:
         """The messages that the tokens stand for."""
-        return self.conversation.messages[:1] + self.conversation.messages[1 + self.dropped :]
+        return shortened(self.conversation.messages, self.dropped)
 
 
 def fit(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation], max_length: int) -> Iterator[Fitted]:

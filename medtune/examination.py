@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -47,8 +48,8 @@ class NotANumber(Exception):
 class Examination:
     """A test set and the safety set.
 
-    `rows`: token ids and labels of the test conversations, for the loss. `names`: of each
-    row its source and number; `groups`: drawn whole in a bootstrap. `answered`: the rows whose last question is asked.
+    `rows`: token ids and labels of the test conversations, for the loss. `names`: of each row its source and number;
+    `groups`: drawn whole in a bootstrap. `answered`: the rows whose last question is asked.
     `asked`: those questions, then the safety set. `others`: for each of `answered` the answer of another doctor to the
     same question, or an empty text.
     """
@@ -70,12 +71,12 @@ class Examination:
         """Group of each question of the test set."""
         return [self.groups[row] for row in self.answered]
 
-    @property
+    @cached_property
     def test_set(self) -> str:
         """SHA-256 of the test conversations alone, whatever else is asked."""
         return hashlib.sha256(json.dumps(self.rows["input_ids"][:]).encode()).hexdigest()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that is shown to a model."""
         shown = [self.rows["input_ids"][:], self.rows["labels"][:], [question.messages for question in self.asked]]
@@ -89,7 +90,7 @@ def examination(tokens: Tokens, conversations: Conversations, evaluation: Eval, 
     """
     kept = [conversations.test[place] for place in tokens.test["place"]]
     dropped = tokens.test["dropped"][:]
-    messages = [samples.shortened(found.messages, count) for found, count in zip(kept, dropped, strict=True)]
+    messages = [conversation.shortened(found.messages, count) for found, count in zip(kept, dropped, strict=True)]
     count = len(kept) if evaluation.answers is None else min(evaluation.answers, len(kept))
     answered = np.linspace(0, len(kept) - 1, count).round().astype(int).tolist() if count else []
     asked = samples.held_out([messages[row] for row in answered])

@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from medtune.config import Refusal
-from medtune.conversation import TEMPLATE_DATE, contents_of, encode
+from medtune.conversation import TEMPLATE_DATE, contents_of, encode, shortened
 from medtune.data.store import Rows
 from medtune.tokens import IGNORED
 
@@ -72,7 +72,7 @@ def prove(
                 conversation = conversations[row["place"]]
                 real = batch["attention_mask"][i].bool()
                 ids, labels = batch["input_ids"][i], batch["labels"][i]
-                messages = conversation.messages[:1] + conversation.messages[1 + row["dropped"] :]
+                messages = shortened(conversation.messages, row["dropped"])
                 problem = None
                 if (labels[~real] != IGNORED).any():
                     problem = "padding is taught"

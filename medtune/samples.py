@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from medtune.config import Run
-from medtune.conversation import encode
+from medtune.conversation import encode, shortened
 from medtune.data.normalize import Messages
 from medtune.data.store import Rows
 from medtune.likelihood import arithmetic, base_of, batches_by_length
@@ -77,11 +77,6 @@ def questions(run: Run, tokens: Dataset, validation: Rows) -> list[Question]:
         asked += asked_of([prompt.prompt], run.data.system_prompt, prompt.category, prompt.expected)
     first = tokens.select(range(min(run.eval.held_out, len(tokens))))
     return asked + held_out([shortened(validation[row["place"]].messages, row["dropped"]) for row in first])
-
-
-def shortened(messages: Messages, dropped: int) -> Messages:
-    """A conversation without its earliest `dropped` messages; the system message stays."""
-    return messages[:1] + messages[1 + dropped :]
 
 
 def answer(
