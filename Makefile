@@ -6,7 +6,7 @@ ARGS ?=
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data sweep train evaluate test lint bench clean
+.PHONY: help setup data sweep resume train evaluate test lint bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,11 @@ data: setup ## look at the data before training; name yours as ARGS="data=local 
 
 sweep: setup ## train two adapters, ranks 16 and 32, and compare them with the untuned base
 	@$(BIN)/python -m medtune.train lora.r=16,32 -m $(ARGS)
+
+resume: setup ## go on with the newest sweep: what is done stays, the rest is finished; another as RUN=multirun/medtune/TIME
+	@run="$(RUN)"; run="$${run:-$$(ls -t multirun/*/*/sweep.json 2> /dev/null | head -1 | xargs -r dirname)}"; \
+	test -n "$$run" || { echo "there is no sweep in multirun yet: make sweep, or name one as RUN=FOLDER"; exit 1; }; \
+	$(BIN)/python -m medtune.train "sweep='$$run'"
 
 train: setup ## one run; add overrides as ARGS="lora.r=8 data=local data.path=my.jsonl"
 	@$(BIN)/python -m medtune.train $(ARGS)

@@ -3,6 +3,7 @@
 The only module that knows PEFT.
 """
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -91,6 +92,7 @@ def release(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, 
     unfinished = folder.with_name(f".{folder.name}")
     save(model, tokenizer, unfinished)
     verify(model, unfinished, input_ids)
+    shutil.rmtree(folder, ignore_errors=True)  # of the same run, when what followed it was interrupted
     unfinished.rename(folder)
 
 

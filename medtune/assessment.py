@@ -54,11 +54,8 @@ def assess(
     """
     plain = base_of(model)
     models: dict[str, Measured] = {}
-    base_store = cache_folder() / "evaluations" / name_of(exam, evaluation, plain, base_fingerprint, None)
-    base_store.mkdir(parents=True, exist_ok=True)
-    reads = base_store.parent / "reads.jsonl"
-    with FileLock(base_store / ".lock"), without_adapter(model):
-        models["base"] = measure(plain, tokenizer, exam, evaluation, base_store, reads)
+    with without_adapter(model):
+        models["base"], reads = measure_base(plain, tokenizer, exam, evaluation, base_fingerprint)
     if saved is not None:
         reads = stores.parent / "test_reads.jsonl"
         store = stores / name_of(exam, evaluation, plain, base_fingerprint, saved)
@@ -73,6 +70,17 @@ def assess(
         section["benchmarks"] = benchmarks(model, tokenizer, evaluation, saved is not None)
         keep(section, folder)
     return section
+
+
+def measure_base(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam: Examination, evaluation: Eval, fingerprint: str
+) -> tuple[Measured, Path]:
+    """Measure an untuned base, once for all of its adapters; also returns the file in which its reads are noted."""
+    store = cache_folder() / "evaluations" / name_of(exam, evaluation, base, fingerprint, None)
+    store.mkdir(parents=True, exist_ok=True)
+    reads = store.parent / "reads.jsonl"
+    with FileLock(store / ".lock"):
+        return measure(base, tokenizer, exam, evaluation, store, reads), reads
 
 
 def keep(section: dict[str, Any], folder: Path) -> None:

@@ -7,12 +7,10 @@ import difflib
 import logging
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
@@ -26,9 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from medtune import interruption
 from medtune.checks import problem_with
 from medtune.config import Evaluation, Inspection, Refusal, Run
-from medtune.result import Failure
+from medtune.result import Failure, read_json
 from medtune.schema import did_you_mean, exists, is_mapping
 
 PACKAGE = Path(__file__).parent
@@ -44,7 +43,7 @@ def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = 
 
     Exit status: 0 done, 1 a run failed, 2 refused before anything ran, 130 interrupted.
     """
-    signal.signal(signal.SIGTERM, interrupt)  # a scheduler's stop is an interruption like Ctrl-C
+    interruption.listen()
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     try:
@@ -52,8 +51,10 @@ def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = 
         arguments = get_args_parser().parse_intermixed_args()
         # Hydra's own parsing takes options before the first or after the last override only.
         typed = list(map(quoted, arguments.overrides))
-        sys.argv[1:] = [word for word in sys.argv[1:] if word not in arguments.overrides] + typed
-        arguments.overrides = typed
+        options = [word for word in sys.argv[1:] if word not in arguments.overrides]
+        if schema is Run and any(word.startswith("sweep=") for word in typed):
+            typed, options, arguments.multirun = into_sweep(typed), [*options, "-m"], True
+        sys.argv[1:], arguments.overrides = options + typed, typed
         problems = list(problems_typed(arguments.overrides, schema))
         if arguments.multirun and schema is not Run:
             problems.append("-m sweeps training; leave it out here")
@@ -93,6 +94,21 @@ def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = 
         leave(2, f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
 
 
+def into_sweep(words: list[str]) -> list[str]:
+    """The overrides of a command with `sweep=FOLDER`; with nothing else, those by which the sweep in it was begun.
+
+    Raises `Refusal` when there is none.
+    """
+    folder = next(word for word in words if word.startswith("sweep=")).partition("=")[2].strip("'\"")
+    given = [word for word in words if not word.startswith("sweep=")]
+    if not given:
+        known = read_json(Path(folder).expanduser() / "sweep.json")
+        if "command" not in known:
+            raise Refusal(f"sweep={folder}: no sweep in it to go on with: name a folder that holds a sweep.json")
+        given = list(map(quoted, known["command"]))
+    return [*given, quoted(f"hydra.sweep.dir={folder}")]
+
+
 def quoted(word: str) -> str:
     """An override whose value has an = in it, as members' folders have, in the quotes that Hydra needs to read it."""
     name, _, value = word.partition("=")
@@ -109,11 +125,6 @@ def leave(status: int, *lines: str) -> NoReturn:
         print(f"medtune: {line}", file=sys.stderr)
     logging.shutdown()
     sys.exit(status)
-
-
-def interrupt(signum: int, frame: FrameType | None) -> None:
-    """Signal handler: raise KeyboardInterrupt."""
-    raise KeyboardInterrupt
 
 
 def register() -> None:

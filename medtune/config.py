@@ -178,7 +178,9 @@ class Trainer:
     weight_decay: float = key("decoupled weight decay of AdamW", "per step", at_least=0, below=1)
     max_grad_norm: float = key("gradients are scaled down to this norm; 0: never", "L2 norm", at_least=0)
     optim: Optimizer = key("optimizer")
-    gradient_checkpointing: bool = key("recompute activations: less memory, about a third more time")
+    gradient_checkpointing: bool | None = key(
+        "recompute activations: less memory, about a third more time; null: where memory asks for it"
+    )
     logging_steps: int = key("log the training loss every so many steps", "steps", at_least=1)
     early_stopping_patience: int | None = key(
         "stop after so many evaluations without a better eval_loss; null: never", "evaluations", at_least=1

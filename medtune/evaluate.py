@@ -18,8 +18,9 @@ from medtune.benchmark import load_tasks
 from medtune.checks import typed
 from medtune.command_line import command
 from medtune.config import Evaluation, Refusal, Run
+from medtune.logs import FILE_ONLY
 from medtune.quiet import quiet_libraries
-from medtune.result import FILE_ONLY, Failure, plain, read_json, shown
+from medtune.result import Failure, plain, read_json, shown
 from medtune.saved_adapter import require_whole
 
 log = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from medtune import interruption
 from medtune.metrics import perplexity
 from medtune.model import unpacked
 from medtune.tokens import IGNORED
@@ -100,6 +101,7 @@ def batches_by_length(lengths: Sequence[int], size: int, doing: str) -> Iterator
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     with tqdm(total=len(order), desc=doing, unit=" rows", leave=False, disable=not sys.stderr.isatty()) as bar:
         for start in range(0, len(order), size):
+            interruption.check()
             rows = order[start : start + size]
             yield rows
             bar.update(len(rows))

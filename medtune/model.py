@@ -3,6 +3,7 @@
 The only module that knows bitsandbytes.
 """
 
+import copy
 import gc
 import hashlib
 import logging
@@ -213,6 +214,16 @@ def unpacked(base: PreTrainedModel) -> Iterator[None]:
     finally:
         for layer in layers:
             del vars(layer)["forward"]
+
+
+def view(base: PreTrainedModel) -> PreTrainedModel:
+    """A second tree of modules over the same frozen tensors: an adapter attached to it leaves the base as it is."""
+    tensors = [*base.parameters(), *base.buffers()]
+    for module in base.modules():
+        # bitsandbytes keeps what belongs to a weight beside it: constants of 4 bits, and the state of 8.
+        tensors += [module.quant_state] if isinstance(module, Linear4bit) else []
+        tensors += [v for v in vars(getattr(module, "state", None) or object).values() if isinstance(v, torch.Tensor)]
+    return copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
 
 
 def fingerprint(base: PreTrainedModel) -> str:

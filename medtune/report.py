@@ -5,14 +5,11 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -20,6 +17,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_callback import ExportableState
 
 from medtune.config import Eval
 from medtune.metrics import lexical
@@ -34,17 +32,6 @@ log = logging.getLogger(__name__)
 DEAR = 0.2  # share of the training time that answers may take before the run says how to make them cheaper
 
 
-@dataclass
-class Evaluation:
-    """On the validation set after `step` optimizer steps: loss in nats per taught token, its exponential, and the share
-    of the taught tokens that are the first choice. Step 0 is the untuned base."""
-
-    step: int
-    eval_loss: float
-    perplexity: float
-    token_accuracy: float
-
-
 def scored(question: Question, answer: Answer) -> dict[str, Any]:
     """A row of samples.jsonl. Scores are null where there is nothing to compare with."""
     row: dict[str, Any] = {"prompt": question.prompt, "category": question.category, "reference": question.reference}
@@ -56,10 +43,11 @@ def scored(question: Question, answer: Answer) -> dict[str, Any]:
     return row | {"safe": passes(judgement, question.expected) if question.expected else None}
 
 
-class Report(TrainerCallback):
-    """Record numbers at every log and answers at every evaluation; show one bar with rate and ETA.
+class Report(TrainerCallback, ExportableState):
+    """Record numbers at every log and answers at every evaluation, and tell whoever watches.
 
-    Where standard error is no terminal there is no bar, and a plain line per evaluation.
+    `untuned`: what the base answers, the answers at step 0. `watch`: called with what a `progress.Standing` holds.
+    Its own counts are kept in checkpoints.
     """
 
     def __init__(
@@ -67,19 +55,25 @@ class Report(TrainerCallback):
         tracker: Tracker,
         tokenizer: PreTrainedTokenizerBase,
         asked: Sequence[Question],
+        untuned: Sequence[Answer],
         evaluation: Eval,
         metrics_file: Path,
+        watch: Callable[..., None],
     ) -> None:
-        self.tracker, self.tokenizer, self.asked = tracker, tokenizer, asked
-        self.evaluation, self.metrics_file = evaluation, metrics_file
-        self.evaluations: list[Evaluation] = []
+        self.tracker, self.tokenizer, self.asked, self.untuned = tracker, tokenizer, asked, untuned
+        self.evaluation, self.metrics_file, self.watch = evaluation, metrics_file, watch
+        # step, eval_loss, perplexity, token_accuracy of each evaluation; step 0 is the untuned base
+        self.evaluations: list[dict[str, float]] = []
         self.seconds = 0.0  # in training steps alone, evaluations left out
         self.answering = 0.0  # seconds
         self.tokens = 0
-        self.started = time.monotonic()
+        self.logged = [0.0, 0]  # seconds and tokens at the last log
         self.step_started = 0.0
-        self.logged = (0.0, 0)  # seconds and tokens at the last log
-        self.bar: tqdm | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What goes into a checkpoint."""
+        kept = ("evaluations", "seconds", "answering", "tokens", "logged")
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in kept}}
 
     @property
     def tokens_per_second(self) -> float:
@@ -90,9 +84,9 @@ class Report(TrainerCallback):
         """The numbers a member is compared by: the base (step 0), its best and its last evaluation, rate and memory."""
         base, *trained = self.evaluations
         return {
-            "base": asdict(base),
-            "best": asdict(min(trained, key=lambda e: e.eval_loss)),
-            "final": asdict(trained[-1]),
+            "base": base,
+            "best": min(trained, key=lambda evaluation: evaluation["eval_loss"]),
+            "final": trained[-1],
             "tokens_per_second": self.tokens_per_second,
             "training_seconds": round(self.seconds, 1),
             "answering_seconds": round(self.answering, 1),
@@ -102,8 +96,11 @@ class Report(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.started = time.monotonic()
-        self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=not sys.stderr.isatty())
+        if state.global_step:
+            log.info("going on from step %s of %s", state.global_step, state.max_steps)
+        # The rate of this process: what came before an interruption may have been another machine's.
+        self.started, self.first_step = time.monotonic(), state.global_step
+        self.watch(status="running", step=state.global_step, steps=state.max_steps)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -113,8 +110,7 @@ class Report(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds += time.monotonic() - self.step_started
         self.tokens = int(state.num_input_tokens_seen)
-        if self.bar is not None:
-            self.bar.update(1)
+        self.watch(step=state.global_step, seconds_left=self.seconds_left(state))
 
     def on_log(
         self,
@@ -127,53 +123,57 @@ class Report(TrainerCallback):
         logs = logs or {}
         if "loss" in logs:
             seconds, tokens = self.seconds - self.logged[0], self.tokens - self.logged[1]
-            self.logged = (self.seconds, self.tokens)
+            self.logged = [self.seconds, self.tokens]
             values: dict[str, float] = {
                 name: logs[name] for name in ("epoch", "loss", "grad_norm", "learning_rate") if name in logs
             }
             values |= {"tokens_per_second": tokens / seconds, "peak_memory_gb": peak_memory_gb()}
             self.tracker.log(state.global_step, values)
-            if self.bar is not None:
-                self.bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=f"{tokens / seconds:.0f}")
+            self.watch(loss=logs["loss"], tokens_per_second=tokens / seconds)
         elif "eval_loss" in logs:
-            numbers = (logs[f"eval_{name}"] for name in ("loss", "perplexity", "token_accuracy"))
-            evaluation = Evaluation(state.global_step, *numbers)
-            self.evaluations.append(evaluation)
+            latest = {name: logs[f"eval_{name}"] for name in ("perplexity", "token_accuracy")}
+            latest = {"step": state.global_step, "eval_loss": logs["eval_loss"], **latest}
+            # One that was cut short by an interruption is made again.
+            self.evaluations = [e for e in self.evaluations if e["step"] != state.global_step] + [latest]
             self.tracker.log(state.global_step, {n: v for n, v in logs.items() if n.startswith("eval_")})
             if state.global_step:  # at every evaluation: an interrupted run keeps its numbers
                 write_json(self.metrics_file, self.metrics())
+            self.watch(eval_loss=logs["eval_loss"])
             self.say(state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         began = time.monotonic()
-        evaluation = self.evaluation
-        answers = answer(kwargs["model"], self.tokenizer, self.asked, evaluation.max_new_tokens, evaluation.batch_size)
+        size, batch = self.evaluation.max_new_tokens, self.evaluation.batch_size
+        trained = state.global_step > 0
+        answers = answer(kwargs["model"], self.tokenizer, self.asked, size, batch) if trained else self.untuned
         self.answering += time.monotonic() - began
         self.tracker.log_samples(state.global_step, [scored(q, a) for q, a in zip(self.asked, answers, strict=True)])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.bar is not None:
-            self.bar.close()
         share = self.answering / max(self.seconds, 0.001)
         line = f"answers to {len(self.asked)} questions at every evaluation took {self.answering:.0f} s"
         line += f", {share:.0%} of the {self.seconds:.0f} s of training"
         log.info(line + (": raise eval.every, or lower eval.max_new_tokens" if share > DEAR else ""))
 
+    def seconds_left(self, state: TrainerState) -> float | None:
+        """Until the last step, at the rate so far, evaluations included; None before there is a rate."""
+        done = state.global_step - self.first_step
+        return (time.monotonic() - self.started) / done * (state.max_steps - state.global_step) if done else None
+
     def say(self, state: TrainerState) -> None:
         """One line for the latest evaluation."""
-        latest, elapsed = self.evaluations[-1], time.monotonic() - self.started
-        line = f"step {latest.step}/{state.max_steps}  eval_loss {latest.eval_loss:.4f}"
-        line += f"  perplexity {latest.perplexity:.2f}"
-        if latest.step == 0:
+        latest = self.evaluations[-1]
+        line = f"step {state.global_step}/{state.max_steps}  eval_loss {latest['eval_loss']:.4f}"
+        line += f"  perplexity {latest['perplexity']:.2f}"
+        if state.global_step == 0:
             line += "  (the untuned base)"
         else:
             line += f"  {self.tokens_per_second:.0f} tokens/s"
-            if left := state.max_steps - latest.step:
-                line += f"  {elapsed / latest.step * left / 60:.1f} min left"
-        with logging_redirect_tqdm():
-            log.info(line)
+            if left := self.seconds_left(state):
+                line += f"  {left / 60:.1f} min left"
+        log.info(line)
 
 
 def reset_peak_memory() -> None:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from medtune import interruption
 from medtune.config import Run
 from medtune.conversation import encode, shortened
 from medtune.data.normalize import Messages
@@ -138,6 +139,7 @@ def greedy(
     speaking = list(range(len(prompts)))
     with arithmetic(base):
         for _ in range(max_new_tokens):
+            interruption.check()
             last = base.base_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

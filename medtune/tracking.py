@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from medtune.checkpoints import Saved
 from medtune.choices import WandbMode
 from medtune.config import Refusal, Wandb
+from medtune.result import Paused, hash_of, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +24,23 @@ SAMPLE_COLUMNS = (
 class Tracker:
     """Records one run. Use as a context manager: the W&B run ends with it, as failed if an exception passes."""
 
-    def __init__(self, out: Path, wandb: Wandb, name: str, group: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, out: Path, wandb: Wandb, name: str, group: str, config: dict[str, Any], saved: Saved | None, started: str
+    ) -> None:
+        """`saved`: the checkpoint from which the run goes on. `started`: when it first began."""
         self.history = out / "history.jsonl"
         self.samples = out / "samples.jsonl"
-        self.run = start(out, wandb, name, group, config)
+        for path in (self.history, self.samples):
+            rewind(path, saved)
+        identity = hash_of({"name": name, "group": group, "started": started})  # a resumed run stays the same one
+        self.run = start(out, wandb, name, group, config, identity)
         self.table: Any = None
 
     def __enter__(self) -> "Tracker":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.send(lambda run: run.finish(exit_code=0 if kind is None else 1))
+        self.send(lambda run: run.finish(exit_code=0 if kind in (None, Paused) else 1))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record numbers of one step; keys beginning with eval_ belong to an evaluation."""
@@ -74,7 +82,7 @@ class Tracker:
             log.warning("W&B stopped (%s): history.jsonl and samples.jsonl go on", first_line(error))
 
 
-def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[str, Any]) -> Any:
+def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[str, Any], identity: str) -> Any:
     """Start the W&B run of one member: offline where the server cannot be reached, None where W&B is left out."""
     if wandb_config.mode is WandbMode.disabled:
         return None
@@ -99,7 +107,7 @@ def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[st
         try:
             run = wandb.init(
                 project=wandb_config.project, entity=wandb_config.entity, dir=str(out), mode=mode, name=name,
-                group=group, config=config, settings=settings, reinit="create_new",
+                group=group, config=config, settings=settings, reinit="create_new", id=identity, resume="allow",
             )  # fmt: skip
         except Exception as error:
             log.warning("W&B cannot record %s (%s)", mode, first_line(error))
@@ -120,6 +128,20 @@ def require_account(mode: WandbMode) -> None:
 
     if wbauth.authenticate_session(host=wandb.Settings().base_url, source="medtune", prompt=False) is None:
         raise Refusal("wandb=online needs an account: set WANDB_API_KEY, or run `wandb login`, or use wandb=offline")
+
+
+def rewind(path: Path, saved: Saved | None) -> None:
+    """Take from a file of JSON lines what came after a checkpoint: it will come again."""
+    if saved is None:
+        path.unlink(missing_ok=True)
+        return
+    kept = []
+    for row in read_lines(path):
+        evaluation = "loss" not in row
+        if row["step"] < saved.step or (row["step"] == saved.step and (saved.evaluated or not evaluation)):
+            kept.append(row)
+    path.unlink(missing_ok=True)
+    append(path, kept)
 
 
 def first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ python -m medtune.train lora.r=16,32 -m     a sweep
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,113 +14,120 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from medtune import checkpoints
 from medtune.benchmark import load_tasks
 from medtune.checks import typed
 from medtune.command_line import command
 from medtune.config import Run
+from medtune.interruption import deferred
+from medtune.logs import FILE_ONLY
+from medtune.progress import Progress
 from medtune.quiet import quiet_libraries
-from medtune.result import FILE_ONLY, Result, plain
+from medtune.result import Result, plain
 from medtune.tracking import Tracker, require_account
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
 
-    from medtune.data import Conversations
-    from medtune.tokens import Tokens
+    from medtune.foundation import Foundation
+    from medtune.sweep.pack import Lane
 
 log = logging.getLogger(__name__)
 
 
-def train(run: Run, out: Path) -> float:
+def train(
+    run: Run,
+    out: Path,
+    foundation: "Foundation | None" = None,
+    lane: "Lane | None" = None,
+    pause_at: int | None = None,
+    watch: Callable[..., None] = lambda **values: None,
+) -> float:
     """Train one adapter into the result folder `out` and return its best validation loss (nats per taught token).
 
+    A folder that holds the same run, unfinished, is gone on with from its newest complete checkpoint, and ends as if
+    nothing had happened. `foundation`: the data and the base, shared by the members of a sweep; a single run builds its
+    own. `lane`: the member's place in a pack. `pause_at`: the optimizer step after which to stop for now. `watch`: told
+    how far it is.
+
     The order matters: what is cheap to refuse comes first, and the adapter is attached last, right after seeding.
-    Raises `Refusal` for the user's mistakes and `Failure` for anything else, both recorded in run.json; on an
-    interruption the run is marked and its checkpoints stay.
+    Raises `Refusal` for the user's mistakes, `Paused`, and `Failure` for anything else, recorded in run.json; on an
+    interruption the run is marked and saved.
     """
-    with Result(run, out) as result:
-        require_account(run.wandb.mode)
-        if run.eval.final and run.eval.benchmarks:
-            load_tasks(run.eval.benchmarks)  # their data: not after hours of training
-        from medtune.data import funnel, prepare
-        from medtune.data.questions import write_questions
-        from medtune.data.store import SPLITS
-
-        conversations = prepare(run.data)
-        funnel.announce(conversations.report)
-        result.facts |= {"data_fingerprint": conversations.fingerprint, "data": conversations.report}
-        shutil.copyfile(conversations.rejects, out / "rejects.jsonl")
-        write_questions([conversations.train, conversations.validation], out / "trained_on.parquet")
-
-        # Importing these takes ten seconds: not before the data is known to be good.
-        quiet_libraries()
+    with Result(run, out) as result, deferred():
+        foundation = foundation or lay_foundation(run)
         from medtune import adapter, model
-        from medtune.proof import prove
+        from medtune.data.questions import write_questions
+        from medtune.memory import needs_checkpointing
         from medtune.report import Report, reset_peak_memory
-        from medtune.samples import questions
-        from medtune.tokens import tokenize
-        from medtune.trainer import build_trainer, collator
+        from medtune.trainer import build_trainer
 
-        device = model.device_for(run.model)
-        model.require_memory(run.model, run.quantization, device)
-        tokenizer = model.load_tokenizer(run.model)
-        tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
+        conversations, tokenizer, tokens = foundation.conversations, foundation.tokenizer, foundation.tokens
+        shutil.copyfile(conversations.rejects, out / "rejects.jsonl")
         tokens.record(out / "rejects.jsonl")
-        splits = [(getattr(tokens, name), getattr(conversations, name)) for name in SPLITS]
-        proof = prove(tokenizer, collator(tokenizer), splits, run.model.stop_tokens)
-        log.info("mask: %s", proof)
-        result.facts["mask"] = plain(proof) | {"taught_share": proof.taught_share}
+        write_questions([conversations.train, conversations.validation], out / "trained_on.parquet")
+        result.record(foundation.facts(run))
+        untuned = foundation.untuned(run)
 
         reset_peak_memory()
-        base = model.load_base(run.model, run.quantization, tokenizer, device)
-        model.require_context(base, run.trainer.max_length)
-        result.facts["base"] = {
-            "hub_id": run.model.hub_id,
-            "revision": run.model.revision,
-            "fingerprint": model.fingerprint(base),
-        }
-        tuned = adapter.attach(base, run.lora, run.seed)
+        tuned = adapter.attach(lane.view() if lane else model.view(foundation.base), run.lora, run.seed)
         trained, total = adapter.trainable_parameters(tuned)
-        result.facts |= {"trainable_parameters": trained, "total_parameters": total}
+        checkpointing = lane.checkpointing if lane else needs_checkpointing(run, foundation.base)
+        result.record({"trainable_parameters": trained, "total_parameters": total, "checkpointing": checkpointing})
+        log.info("activations are %s", "recomputed (gradient checkpointing)" if checkpointing else "kept")
         log.info("adapter: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
-        result.write()
 
-        asked = questions(run, tokens.validation, conversations.validation)
+        saved = checkpoints.newest(out / "checkpoints")
         member, sweep = out.name, f"{run.name}/{out.parent.name}"
-        with Tracker(out, run.wandb, name=member, group=sweep, config=plain(run)) as tracker:
-            report = Report(tracker, tokenizer, asked, run.eval, out / "metrics.json")
-            trainer = build_trainer(
-                tuned, tokenizer, tokens, run.trainer, run.eval, run.seed, out / "checkpoints", [report]
+        started = result.facts["started"]
+        with Tracker(out, run.wandb, member, sweep, plain(run), saved, started) as tracker:
+            report = Report(
+                tracker, tokenizer, foundation.questions(run), untuned.answers, run.eval, out / "metrics.json", watch
             )
+            trainer = build_trainer(
+                tuned, tokenizer, tokens, run, out / "checkpoints", [report], untuned.likelihood, checkpointing
+            )
+            trainer.pause_at = pause_at
+            if lane:
+                trainer.backward_through_base = lane.backward
             tracker.summarize({f"data/{name}": count for name, count in conversations.report["funnel"].items()})
-            trainer.train()
+            trainer.run(saved)
             adapter.release(tuned, tokenizer, out / "adapter", tokens.validation[0]["input_ids"])
+            foundation.require_unchanged()
             metrics = report.metrics()
             tracker.summarize(metrics)
             if run.eval.final:
-                test(tuned, tokenizer, tokens, conversations, run, result, tracker)
+                test(tuned, foundation, run, result, tracker)
     return metrics["best"]["eval_loss"]
 
 
-def test(
-    tuned: "PeftModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    tokens: "Tokens",
-    conversations: "Conversations",
-    run: Run,
-    result: Result,
-    tracker: Tracker,
-) -> None:
+def lay_foundation(run: Run) -> "Foundation":
+    """Prepare the data and load the base; what is cheap to refuse first. Raises `Refusal`."""
+    require_account(run.wandb.mode)
+    if run.eval.final and run.eval.benchmarks:
+        load_tasks(run.eval.benchmarks)  # their data: not after hours of training
+    from medtune.data import funnel, prepare
+
+    conversations = prepare(run.data)
+    funnel.announce(conversations.report)
+    quiet_libraries()
+    # Importing these takes ten seconds: not before the data is known to be good.
+    from medtune.foundation import lay
+    from medtune.memory import keep_freed_memory
+
+    keep_freed_memory()
+    return lay(run, conversations)
+
+
+def test(tuned: "PeftModel", foundation: "Foundation", run: Run, result: Result, tracker: Tracker) -> None:
     """Measure the kept adapter on the test set. What goes wrong here is recorded, and costs no trained adapter."""
     from medtune.assessment import assess
-    from medtune.examination import examination
 
-    if not len(tokens.test):
+    exam = foundation.examination(run)
+    if exam is None:
         log.warning("the test set is empty: nothing is measured on it")
         return
-    exam = examination(tokens, conversations, run.eval, run.data.system_prompt)
-    fingerprint, out = result.facts["base"]["fingerprint"], result.out
+    out, tokenizer, fingerprint = result.out, foundation.tokenizer, foundation.fingerprint
     try:
         section = assess(tuned, tokenizer, exam, run.eval, fingerprint, out / "adapter", out, out / ".evaluation")
         tracker.summarize({"test": section})
@@ -134,7 +142,8 @@ def run_member(cfg: DictConfig) -> float:
     run = typed(cfg, Run)
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
-    eval_loss = train(run, out)
+    with Progress([out.name]) as progress:
+        eval_loss = train(run, out, watch=lambda **values: progress.update(out.name, **values))
     if hydra.mode is RunMode.RUN:
         from medtune.comparison import summary
 

@@ -1,17 +1,21 @@
 """conf/trainer -> TRL's SFTTrainer on token ids and labels, with evaluation and answers at intervals.
 
-The only module that knows TRL. `AdapterTrainer` changes what SFTTrainer does in three places, each for a reason.
+The only module that knows TRL. `AdapterTrainer` changes what SFTTrainer does where a measured gain or a correct number
+demands it: the loss, what shares a micro-batch, the evaluation, checkpoints, and going on from one.
 """
 
+import contextlib
 import math
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
@@ -24,10 +28,12 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from medtune import adapter
-from medtune.config import Eval, Trainer
-from medtune.likelihood import add_taught_loss, base_of, likelihood
-from medtune.tokens import Tokens
+from medtune import adapter, checkpoints, interruption
+from medtune.config import Run
+from medtune.dropout import key_dropout
+from medtune.likelihood import Likelihood, add_taught_loss, base_of, likelihood
+from medtune.result import Paused
+from medtune.tokens import IGNORED, Tokens
 
 
 class Diverged(Exception):
@@ -38,17 +44,21 @@ def build_trainer(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     tokens: Tokens,
-    config: Trainer,
-    evaluation: Eval,
-    seed: int,
-    checkpoints: Path,
+    run: Run,
+    folder: Path,
     callbacks: Sequence[TrainerCallback],
+    untuned: Likelihood,
+    gradient_checkpointing: bool,
 ) -> "AdapterTrainer":
-    """Build the trainer of one run, on the training and the validation set of `tokens`."""
+    """Build the trainer of one run, on the training and the validation set of `tokens`.
+
+    `folder`: of its checkpoints. `untuned`: what the base thinks of the validation set, the evaluation at step 0.
+    """
+    config, evaluation = run.trainer, run.eval
     dtype, on_gpu = model.get_base_model().dtype, torch.cuda.is_available()
     arguments = SFTConfig(
-        output_dir=str(checkpoints),
-        seed=seed,
+        output_dir=str(folder),
+        seed=run.seed,
         max_length=None,  # rows already fit: conversation.tokenize never cuts an answer
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps or -1,
@@ -61,7 +71,8 @@ def build_trainer(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=config.optim.name,
-        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if gradient_checkpointing else None,
         # Autocast runs the float32 adapter in 16 bits on a GPU. On a CPU it only costs time.
         bf16=on_gpu and dtype is torch.bfloat16,
         fp16=on_gpu and dtype is torch.float16,
@@ -71,7 +82,6 @@ def build_trainer(
         eval_on_start=True,
         save_strategy="steps",
         save_steps=evaluation.every,
-        save_total_limit=1,  # the newest, and the best if that is another
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
@@ -93,7 +103,8 @@ def build_trainer(
         data_collator=collator(tokenizer),
         eval_dataset=tokens.validation,
         processing_class=tokenizer,
-        callbacks=[*callbacks, *stopping, StopAtNonFiniteGradient()],
+        callbacks=[key_dropout(model, run.seed), *callbacks, *stopping, StopAtNonFiniteGradient()],
+        untuned=untuned,
     )
     trainer.remove_callback(PrinterCallback)
     adapter.to_float32(model)
@@ -106,14 +117,66 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForLanguageModel
 
 
 class AdapterTrainer(SFTTrainer):
-    """SFTTrainer with the loss on taught positions only, an exact evaluation, and checkpoints without surprises."""
+    """SFTTrainer with the loss on taught positions only, rows of a like length together, an exact evaluation, and
+    checkpoints that are complete or not there."""
 
     model: PeftModel
     processing_class: PreTrainedTokenizerBase
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, untuned: Likelihood, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         add_taught_loss(base_of(self.model))
+        self.untuned = untuned
+        self.pause_at: int | None = None  # optimizer step
+        self.evaluating = False
+        # In a pack the member's own backward pass ends at the base, which then runs once for all.
+        self.backward_through_base: Callable[[], None] = lambda: None
+
+    @property
+    def folder(self) -> Path:
+        """Of the checkpoints."""
+        return Path(str(self.args.output_dir))
+
+    def run(self, saved: checkpoints.Saved | None) -> None:
+        """Train, from a checkpoint if there is one, and leave the best adapter in the model.
+
+        An interruption leaves a checkpoint of the last optimizer step. Raises `Diverged`; `Paused` at `pause_at`; and
+        `NoSpace` when a checkpoint cannot be written.
+        """
+        try:
+            if saved is None:
+                self.train()
+            elif saved.finished:
+                self.conclude(saved)
+            elif self.pause_at is not None and saved.step >= self.pause_at:
+                raise Paused
+            else:
+                self.args.eval_on_start = not saved.evaluated
+                self.train(resume_from_checkpoint=str(saved.folder))
+        except interruption.Interrupted:
+            self.save_now()
+            raise
+
+    def conclude(self, saved: checkpoints.Saved) -> None:
+        """Do what is left after the last step: the stock trainer would take one step more."""
+        self._init_training_state(saved.state["max_steps"], saved.step, 1, str(saved.folder), None)
+        if not saved.evaluated:
+            self._load_from_checkpoint(str(saved.folder))
+            self._evaluate(None, None, skip_scheduler=True)
+        self._load_best_model()
+
+    def save_now(self) -> None:
+        """Save a checkpoint of the last optimizer step, unless there is one.
+
+        Between two micro-batches, and in an evaluation, the weights are those of the last step.
+        """
+        step = self.state.global_step
+        if step == 0 or checkpoints.complete(self.folder / f"checkpoint-{step}"):
+            return
+        if self.evaluating:  # an evaluation that was cut short is done again
+            history = self.state.log_history
+            history[:] = [entry for entry in history if not (entry["step"] == step and "eval_loss" in entry)]
+        self._save_checkpoint(self.model, None)
 
     def compute_loss(
         self,
@@ -129,11 +192,21 @@ class AdapterTrainer(SFTTrainer):
         )
         return summed / taught
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """The micro-batches of one optimizer step, with rows of about the same length together: less padding.
+
+        The rows of the step stay the same, and so does its gradient: the loss is a sum over all of them.
+        """
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        return regrouped_by_length(batches, cast(int, self.processing_class.pad_token_id)), items
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass. Raises `Diverged` when the loss is not finite."""
+        interruption.check()
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise Diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the learning rate")
+        self.backward_through_base()
         return loss
 
     def evaluate(
@@ -148,8 +221,10 @@ class AdapterTrainer(SFTTrainer):
         and the number depends on the batch size. Raises `Diverged` when the loss is not finite.
         """
         started = time.monotonic()
-        rows = cast(Dataset, self.eval_dataset if eval_dataset is None else eval_dataset)
-        result = likelihood(self.model, rows["input_ids"][:], rows["labels"][:], self.args.per_device_eval_batch_size)
+        self.evaluating = True
+        rows, batch = cast(Dataset, self.eval_dataset), self.args.per_device_eval_batch_size
+        trained = self.state.global_step > 0
+        result = likelihood(self.model, rows["input_ids"][:], rows["labels"][:], batch) if trained else self.untuned
         if not math.isfinite(result.loss):
             raise Diverged(f"eval_loss is {result.loss} at step {self.state.global_step}: lower the learning rate")
         metrics = {
@@ -160,7 +235,38 @@ class AdapterTrainer(SFTTrainer):
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.evaluating = False
         return metrics
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if skip_scheduler and self.state.global_step:  # what an interruption cut short, at the start of what follows it
+            self._determine_best_metric(metrics, trial)
+            self.state.best_model_checkpoint = self.best_checkpoint()
+        return metrics
+
+    def best_checkpoint(self) -> str | None:
+        """The folder of the best step; None before there is one."""
+        best = self.folder / f"checkpoint-{self.state.best_global_step}"
+        return str(best) if best.is_dir() else None
+
+    def _load_callback_state(self) -> None:
+        # The stock method builds new callbacks; ours hold open files.
+        for callback in self.callback_handler.callbacks:
+            stored = cast(dict[str, Any], self.state.stateful_callbacks).get(type(callback).__name__, {})
+            for name, value in stored.get("attributes", {}).items():
+                setattr(callback, name, value)
+        self.state.best_model_checkpoint = self.best_checkpoint()  # the folder may have another name today
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        checkpoint = self.folder / f"checkpoint-{self.state.global_step}"
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        with whole_or_nothing(checkpoint, self.model):
+            super()._save_checkpoint(model, trial)
+            checkpoints.seal(checkpoint)
+        checkpoints.keep(self.folder, {self.state.global_step, self.state.best_global_step or 0})
+        if self.state.global_step == self.pause_at:
+            raise Paused
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # The stock method asks the hub about the base, and pickles the arguments, tokens and all, beside the weights.
@@ -168,6 +274,43 @@ class AdapterTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """adapter.save writes the card; TRL's would name this machine's folders."""
+
+
+def regrouped_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: int) -> list[dict[str, torch.Tensor]]:
+    """The rows of several padded batches in batches of the same sizes, from the longest to the shortest."""
+    fills = {"input_ids": pad_token_id, "labels": IGNORED, "attention_mask": 0}
+    if len(batches) < 2 or set(batches[0]) != set(fills):
+        return batches
+    rows = [
+        {name: values[row, : int(length)] for name, values in batch.items()}
+        for batch in batches
+        for row, length in enumerate(batch["attention_mask"].sum(1))
+    ]
+    rows.sort(key=lambda row: -len(row["input_ids"]))
+    taken = iter(rows)
+    grouped = [[next(taken) for _ in range(len(batch["input_ids"]))] for batch in batches]
+    return [
+        {
+            name: pad_sequence([row[name] for row in group], batch_first=True, padding_value=fill)
+            for name, fill in fills.items()
+        }
+        for group in grouped
+    ]
+
+
+@contextlib.contextmanager
+def whole_or_nothing(checkpoint: Path, model: PeftModel) -> Iterator[None]:
+    """Leave nothing of a checkpoint that cannot be written. Raises `NoSpace` where the disk is the reason."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    needed = 12 * trained + 20_000_000  # weights and two moments in float32; tokenizer and the rest
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.require_space(checkpoint.parent, needed)
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        checkpoints.require_space(checkpoint.parent, needed)  # PyTorch's own message does not speak of the disk
+        raise
 
 
 class StopAtNonFiniteGradient(TrainerCallback):

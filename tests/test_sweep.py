@@ -7,7 +7,6 @@ import struct
 import subprocess
 import sys
 import sysconfig
-import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any
 import pytest
 from wandb.proto import wandb_internal_pb2
 
-from medtune.config import Refusal
-from medtune.result import Failure
-from medtune.sweep import labels, require_distinct, run_members
+from medtune.checkpoints import newest
+from medtune.result import read_lines
+from medtune.sweep.ledger import names
 
 ROOT = Path(__file__).parent.parent
 
@@ -194,7 +193,7 @@ def test_one_member_fails_and_the_others_train(command: list[str], tmp_path: Pat
     answer = run(*command, "trainer.max_steps=1", "lora.target_modules=[q_proj],[nope],[v_proj]", "-m", cwd=ROOT)
     assert answer.returncode == 1
     said = answer.stderr.splitlines()
-    assert said[0] == "medtune: 1 of 3 members failed" and len(said) == 2
+    assert said[0] == "medtune: 1 of 3 members failed" and len(said) == 2, answer.stderr
     assert "lora.target_modules=[nope]" in said[1]
     assert ": lora.target_modules: medtune/tiny-test has no layer nope; it has " in said[1]
     assert "Traceback" not in answer.stdout
@@ -206,11 +205,19 @@ def test_one_member_fails_and_the_others_train(command: list[str], tmp_path: Pat
     assert table.count("done") == 2 and "refused" in table
 
 
+SECOND = {
+    "hydra.launcher.processes=1": "waiting",
+    "hydra.launcher.processes=2": "interrupted",
+    "hydra.launcher.width=2": "interrupted",
+}
+
+
+@pytest.mark.parametrize("way", SECOND)
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_says_so_and_keeps_what_was_saved(
-    command: list[str], tmp_path: Path, stop: signal.Signals
+    command: list[str], tmp_path: Path, stop: signal.Signals, way: str
 ) -> None:
-    words = [*command, "trainer.max_steps=100000", "lora.r=2,4", "-m"]
+    words = [*command, "trainer.max_steps=100000", "lora.r=2,4", way, "-m"]
     # A shell that runs the tests in the background makes them ignore Ctrl-C, and so their children.
     heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     process = subprocess.Popen(
@@ -225,9 +232,13 @@ def test_an_interrupted_sweep_says_so_and_keeps_what_was_saved(
     assert error.splitlines()[-1] == "medtune: interrupted; what was saved stays"
     assert "Traceback" not in error
     ledger = read_json(tmp_path / "sweep" / "sweep.json")["members"]
-    assert [row["status"] for row in ledger] == ["interrupted", "not started"]
-    checkpoints = tmp_path / "sweep" / ledger[0]["folder"] / "checkpoints"
-    assert list(checkpoints.glob("checkpoint-*/adapter_model.safetensors"))
+    assert [row["status"] for row in ledger] == ["interrupted", SECOND[way]]
+    for row in ledger:
+        folder = tmp_path / "sweep" / row["folder"]
+        if row["status"] == "interrupted":
+            saved = newest(folder / "checkpoints")
+            steps = [line["step"] for line in read_lines(folder / "history.jsonl")]
+            assert saved and saved.step == max(steps), "of the last step, not of the last evaluation"
 
 
 def test_a_failing_run_leaves_its_traceback_in_the_log(command: list[str], tmp_path: Path) -> None:
@@ -244,28 +255,6 @@ def test_a_failing_run_leaves_its_traceback_in_the_log(command: list[str], tmp_p
     assert not (tmp_path / "run" / "adapter").exists()
 
 
-def test_every_failed_member_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = [tmp_path / name for name in ("a", "b", "c")]
-    errors = [ValueError("first\nsecond line"), None, KeyError("k")]
-    with pytest.raises(Failure) as failure:
-        run_members(tmp_path, folders, ["x=a", "x=b", "x=c"], lambda i: errors[i])
-    assert str(failure.value).splitlines() == ["2 of 3 members failed", "x=a: first", "x=c: 'k'"]
-    assert "not started" in capsys.readouterr().out
-
-
-def test_members_never_share_or_overwrite_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="two members are the same: x=1 and x=1"):
-        require_distinct(tmp_path, [tmp_path / "a", tmp_path / "a"], ["x=1", "x=1"])
-    require_distinct(tmp_path, [tmp_path / "a"], ["x=1"])
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "run.json").write_text("{}")
-    with pytest.raises(Refusal, match="already holds a run"):
-        require_distinct(tmp_path, [tmp_path / "a"], ["x=1"])
-    (tmp_path / "sweep.json").write_text("{}")
-    with pytest.raises(Refusal, match="already holds a sweep"):
-        require_distinct(tmp_path, [tmp_path / "b"], ["x=2"])
-
-
 def test_a_second_run_into_a_folder_changes_nothing_there(tmp_path: Path) -> None:
     first = tmp_path / "run"
     (first / ".hydra").mkdir(parents=True)
@@ -278,29 +267,8 @@ def test_a_second_run_into_a_folder_changes_nothing_there(tmp_path: Path) -> Non
 
 def test_members_are_named_by_what_differs() -> None:
     members = [["data=local", "seed=1", "lora.r=8"], ["data=local", "seed=1", "lora.r=16"]]
-    assert labels(members) == ["lora.r=8", "lora.r=16"]
-    assert labels([["a=1", "b=2"]]) == ["a=1,b=2"]
-    assert labels([["a=1", "b=2"], ["a=2", "b=3"]]) == ["a=1,b=2", "a=2,b=3"]
-
-
-def test_a_member_is_out_of_memory_before_the_next_begins(tmp_path: Path) -> None:
-    class Model:
-        pass
-
-    alive: list[weakref.ref[Model]] = []
-
-    def member(i: int) -> BaseException | None:
-        assert all(model() is None for model in alive)
-        model = Model()
-        model.itself = model  # type: ignore[attr-defined]  # a cycle, as a trainer and its model are
-        alive.append(weakref.ref(model))
-        if i == 0:
-            try:
-                raise ValueError("failed with the model in its frame")
-            except ValueError as error:
-                return error
-        return None
-
-    with pytest.raises(Failure, match="1 of 3"):
-        run_members(tmp_path, [tmp_path / n for n in "abc"], ["x=a", "x=b", "x=c"], member)
-    assert len(alive) == 3
+    given = ["data=local", "seed=1", "lora.r=8,16"]
+    assert names(members, given) == ["lora.r=8", "lora.r=16"]
+    assert names([["a=1", "b=2"]], ["a=1", "b=2"]) == ["a=1,b=2"]
+    assert names([["a=1", "b=2"]], ["a=1"]) == ["b=2"], "of one alone, what a sweeper chose"
+    assert names([["a=1", "b=2"], ["a=2", "b=3"]], []) == ["a=1,b=2", "a=2,b=3"]

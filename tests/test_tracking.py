@@ -33,7 +33,9 @@ def test_an_unreachable_server_means_offline(
         return init(**arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(wandb, "init", unreachable)
-    with Tracker(tmp_path, Wandb(WandbMode.online, "medtune", None), "member", "sweep", {"lora": {"r": 4}}) as tracker:
+    with Tracker(
+        tmp_path, Wandb(WandbMode.online, "medtune", None), "member", "sweep", {"lora": {"r": 4}}, None, "now"
+    ) as tracker:
         tracker.log(1, {"loss": 2.0})
         assert tracker.run.offline
     assert "W&B cannot record online (timed out)" in caplog.text
@@ -42,7 +44,7 @@ def test_an_unreachable_server_means_offline(
 
 @pytest.mark.parametrize("mode", [WandbMode.offline, WandbMode.disabled])
 def test_files_do_not_depend_on_wandb(tmp_path: Path, mode: WandbMode) -> None:
-    with Tracker(tmp_path, Wandb(mode, "medtune", None), "member", "sweep", {}) as tracker:
+    with Tracker(tmp_path, Wandb(mode, "medtune", None), "member", "sweep", {}, None, "now") as tracker:
         tracker.log(0, {"eval_loss": 3.0})
         row = dict.fromkeys(SAMPLE_COLUMNS[1:]) | {"prompt": "p", "answer": "schläft 😴", "stop": "length", "tokens": 4}
         tracker.log_samples(0, [row])
@@ -59,7 +61,7 @@ def test_a_failing_run_ends_its_wandb_run_as_failed(tmp_path: Path) -> None:
     ended = []
     with (
         pytest.raises(RuntimeError),
-        Tracker(tmp_path, Wandb(WandbMode.disabled, "medtune", None), "m", "s", {}) as tracker,
+        Tracker(tmp_path, Wandb(WandbMode.disabled, "medtune", None), "m", "s", {}, None, "now") as tracker,
     ):
         tracker.run = type("Run", (), {"finish": lambda self, exit_code: ended.append(exit_code)})()
         raise RuntimeError
@@ -71,7 +73,7 @@ def test_wandb_errors_never_reach_training(tmp_path: Path, caplog: pytest.LogCap
         def log(self, values: object) -> None:
             raise OSError("disk full")
 
-    with Tracker(tmp_path, Wandb(WandbMode.disabled, "medtune", None), "m", "s", {}) as tracker:
+    with Tracker(tmp_path, Wandb(WandbMode.disabled, "medtune", None), "m", "s", {}, None, "now") as tracker:
         tracker.run = Broken()
         tracker.log(1, {"loss": 2.0})
         tracker.log(2, {"loss": 1.0})
@@ -86,6 +88,6 @@ def test_wandb_that_cannot_start_is_left_out(monkeypatch: pytest.MonkeyPatch, tm
         raise wandb.errors.UsageError("no service")
 
     monkeypatch.setattr(wandb, "init", broken)
-    with Tracker(tmp_path, Wandb(WandbMode.offline, "medtune", None), "m", "s", {}) as tracker:
+    with Tracker(tmp_path, Wandb(WandbMode.offline, "medtune", None), "m", "s", {}, None, "now") as tracker:
         tracker.log(1, {"loss": 2.0})
     assert tracker.run is None and tracker.history.exists()

@@ -1,0 +1,132 @@
+"""`hydra/launcher=packed`: Hydra's door to medtune/sweep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+
+@dataclass
+class PackedConf:
+    """Members share one base; the keys are explained in medtune/sweep/engine.py."""
+
+    _target_: str = "hydra_plugins.medtune.packed.PackedLauncher"
+    width: Any = None
+    processes: Any = None
+    prune: Any = None
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="packed", node=PackedConf, provider="medtune")
+
+
+class Returned(JobReturn):
+    """What a member returned. A failure is raised when a sweeper asks, without Hydra's line of all overrides."""
+
+    @property
+    def return_value(self) -> Any:
+        if self.status is JobStatus.FAILED:
+            raise self._return_value
+        return self._return_value
+
+
+class PackedLauncher(Launcher):
+    """Compose and check every member, then run them on the bases that they share."""
+
+    def __init__(self, width: Any, processes: Any, prune: Any) -> None:
+        self.width, self.processes, self.prune = width, processes, prune
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        # Hydra loads every launcher it finds, also for `--cfg`: medtune's modules only when one launches.
+        from medtune.config import Refusal
+        from medtune.result import Failure
+        from medtune.sweep.engine import Settings, run_sweep
+        from medtune.sweep.ledger import opened
+
+        if self.config.hydra.sweeper.get("max_batch_size"):
+            raise Refusal("hydra.sweeper.max_batch_size: hydra.launcher says how many members run at a time")
+        settings = Settings(self.width, self.processes, self.prune)
+        setup_globals()
+        sweep = Path(self.config.hydra.sweep.dir).absolute()
+        members, configs = self.compose(job_overrides, initial_job_idx, sweep)
+        overrides = self.config.hydra.overrides
+        own = ("hydra.sweep.dir", "hydra.mode")  # where and that it is a sweep: whoever goes on with it says so anew
+        words = [word for word in overrides.hydra if not word.startswith(own)]
+        with opened(sweep, [*words, *overrides.task]) as ledger:
+            ledger.enter(members)
+            for member, config in zip(members, configs, strict=True):
+                save(config, member.folder / self.config.hydra.output_subdir)
+            with open_dict(self.config):
+                self.config.hydra.runtime.output_dir = str(sweep)
+            configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
+            try:
+                run_sweep(members, ledger, settings)
+            finally:
+                for member in members:
+                    ledger.update(member)
+                from medtune.comparison import summary  # reads Parquet: nothing that a mistyped sweep should wait for
+
+                print(summary(ledger.folders), flush=True)
+        failed = [
+            f"{row['overrides']}: {str(row['error']).splitlines()[0]}"
+            for row in (ledger.rows[member.key] for member in members)
+            if row["status"] not in ("done", "pruned")
+        ]
+        failure = Failure("\n".join([f"{len(failed)} of {len(members)} members failed", *failed]))
+        returns = []
+        for member, words in zip(members, job_overrides, strict=True):
+            over = member.status in ("done", "pruned")
+            returned = Returned(overrides=list(words), working_dir=str(member.folder), task_name="train")
+            returned.status = JobStatus.COMPLETED if over else JobStatus.FAILED
+            # All failures at once, whichever of them the sweeper looks at first.
+            returned._return_value = member.eval_loss if over else failure
+            returns.append(returned)
+        return returns
+
+    def compose(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep: Path
+    ) -> tuple[list[Any], list[DictConfig]]:
+        """Members, and their composed configurations. Raises `Refusal` with every member's mistakes."""
+        from medtune.checks import typed
+        from medtune.config import Refusal, Run
+        from medtune.sweep.ledger import Member, folder_of, names
+
+        called = names([filter_overrides(words) for words in job_overrides], self.config.hydra.overrides.task)
+        members, configs, problems = [], [], []
+        for i, (name, words) in enumerate(zip(called, job_overrides, strict=True)):
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
+            with open_dict(config):
+                config.hydra.job.id = config.hydra.job.num = initial_job_idx + i
+                config.hydra.sweep.subdir = folder_of(sweep, name).name
+            configs.append(config)
+            task = config.copy()
+            with open_dict(task):
+                del task["hydra"]
+            try:
+                members.append(Member(name, typed(task, Run), folder_of(sweep, name)))
+            except Refusal as refusal:
+                problems += [f"{name}: {line}" for line in refusal.lines]
+        if problems:
+            raise Refusal(*problems)
+        return members, configs
+
+
+def save(config: DictConfig, folder: Path) -> None:
+    """Write a composed configuration as Hydra does for a job of its own."""
+    from omegaconf import OmegaConf
+
+    folder.mkdir(parents=True, exist_ok=True)
+    task = config.copy()
+    with open_dict(task):
+        del task["hydra"]
+    OmegaConf.save(task, folder / "config.yaml")
+    OmegaConf.save({"hydra": config.hydra}, folder / "hydra.yaml")
+    OmegaConf.save(config.hydra.overrides.task, folder / "overrides.yaml")

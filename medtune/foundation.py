@@ -1,0 +1,113 @@
+"""conf/data + conf/model + conf/quantization -> what members of a sweep share: token ids, and one frozen base.
+
+It is built once for all members that agree in these, and nothing that a member does may change it.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from medtune import model
+from medtune.assessment import measure_base
+from medtune.config import Run
+from medtune.data import Conversations
+from medtune.data.store import SPLITS
+from medtune.examination import Examination, examination
+from medtune.likelihood import Likelihood, likelihood
+from medtune.proof import Proof, prove
+from medtune.result import hash_of, plain
+from medtune.samples import Answer, Question, answer, questions
+from medtune.tokens import Tokens, tokenize
+from medtune.trainer import collator
+
+log = logging.getLogger(__name__)
+
+
+class Changed(Exception):
+    """A frozen tensor is no longer what it was."""
+
+
+@dataclass
+class Untuned:
+    """What the base does on the validation set: the loss, and answers to what is asked at every evaluation."""
+
+    likelihood: Likelihood
+    answers: list[Answer]
+
+
+@dataclass
+class Foundation:
+    """What members share. `fingerprint`: sha256 of the frozen base; `proof`: of what is taught."""
+
+    conversations: Conversations
+    tokenizer: PreTrainedTokenizerBase
+    tokens: Tokens
+    proof: Proof
+    base: PreTrainedModel
+    fingerprint: str
+    measured: dict[str, Untuned] = field(default_factory=dict)
+
+    def questions(self, run: Run) -> list[Question]:
+        """What is asked at every evaluation."""
+        return questions(run, self.tokens.validation, self.conversations.validation)
+
+    def untuned(self, run: Run) -> Untuned:
+        """What the base does before it is tuned; measured once for all members that ask the same."""
+        name = hash_of(plain(run.eval))
+        if name not in self.measured:
+            rows, batch = self.tokens.validation, run.eval.batch_size
+            self.measured[name] = Untuned(
+                likelihood(self.base, rows["input_ids"][:], rows["labels"][:], batch),
+                answer(self.base, self.tokenizer, self.questions(run), run.eval.max_new_tokens, batch),
+            )
+        return self.measured[name]
+
+    def examination(self, run: Run) -> Examination | None:
+        """What the trained adapter is measured on; None if the test set is empty."""
+        if not len(self.tokens.test):
+            return None
+        return examination(self.tokens, self.conversations, run.eval, run.data.system_prompt)
+
+    def test_base(self, run: Run) -> None:
+        """Measure the base on the test set; what is found is stored for all of its adapters."""
+        exam = self.examination(run)
+        if exam is not None:
+            measure_base(self.base, self.tokenizer, exam, run.eval, self.fingerprint)
+
+    def require_unchanged(self) -> None:
+        """Raises `Changed` when a bit of the base differs from what was loaded."""
+        if model.fingerprint(self.base) != self.fingerprint:
+            raise Changed("the frozen base was changed in training: its members cannot be compared; run them again")
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """What run.json says of it."""
+        return {
+            "data_fingerprint": self.conversations.fingerprint,
+            "data": self.conversations.report,
+            "mask": plain(self.proof) | {"taught_share": self.proof.taught_share},
+            "base": {
+                "hub_id": run.model.hub_id,
+                "revision": run.model.revision,
+                "fingerprint": self.fingerprint,
+            },
+        }
+
+
+def lay(run: Run, conversations: Conversations) -> Foundation:
+    """Build what a run stands on, from its prepared conversations.
+
+    What is cheap to refuse comes first. Raises `Refusal` when the base cannot be had, does not fit into the memory or
+    reads too few tokens, and when the mask is not proved.
+    """
+    device = model.device_for(run.model)
+    model.require_memory(run.model, run.quantization, device)
+    tokenizer = model.load_tokenizer(run.model)
+    tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
+    splits = [(getattr(tokens, name), getattr(conversations, name)) for name in SPLITS]
+    proof = prove(tokenizer, collator(tokenizer), splits, run.model.stop_tokens)
+    log.info("mask: %s", proof)
+    base = model.load_base(run.model, run.quantization, tokenizer, device)
+    model.require_context(base, run.trainer.max_length)
+    return Foundation(conversations, tokenizer, tokens, proof, base, model.fingerprint(base))

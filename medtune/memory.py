@@ -1,0 +1,65 @@
+"""A run -> the memory that training it takes beside the base, before it is trained."""
+
+import ctypes
+import os
+import sys
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from medtune.config import Run
+from medtune.likelihood import PIECE
+
+
+def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool) -> float:
+    """Memory in bytes that one member takes beside the base: adapter, optimizer, activations, logits.
+
+    Activations per token and layer are counted as in Korthikanti et al. (arXiv:2205.05198, section 4.1), with Llama's
+    widths and without the attention matrix, which fused kernels never store: in the base's precision the inputs of
+    projections and products, in float32 those of the norms and what LoRA keeps of each adapted projection's input. With
+    checkpointing every layer keeps its input alone, and one layer at a time the rest.
+    """
+    config, width = base.config, base.dtype.itemsize
+    layers, hidden, wide = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    keys = hidden * config.num_key_value_heads // config.num_attention_heads
+    kept = width * (6 * hidden + 2 * keys + 4 * wide) + 4 * 2 * hidden
+    trained = 0
+    for name, module in base.base_model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in run.lora.target_modules:
+            trained += run.lora.r * (module.in_features + module.out_features)
+            # The input, and after dropout again, with its mask.
+            kept += (9 if run.lora.lora_dropout else 4) * module.in_features / layers
+    tokens = run.trainer.per_device_train_batch_size * run.trainer.max_length
+    activations = tokens * (layers * width * hidden + kept if checkpointing else layers * kept)
+    return 16 * trained + activations + 3 * 4 * PIECE * config.vocab_size
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory in bytes that can still be had on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return psutil.virtual_memory().available
+
+
+def needs_checkpointing(run: Run, base: PreTrainedModel) -> bool:
+    """Whether activations are recomputed: as configured, or else where keeping them would take most of the memory."""
+    if run.trainer.gradient_checkpointing is not None:
+        return run.trainer.gradient_checkpointing
+    return member_bytes(run, base, False) > 0.8 * free_bytes(base.device)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that tensors free: on a CPU it otherwise goes back to the system at once, and
+    every large tensor is made of pages that must be cleared again, a sixth of the time of a step.
+
+    glibc only (man 3 mallopt); a MALLOC_ variable in the environment says that the user decides.
+    """
+    if sys.platform != "linux" or torch.cuda.is_available() or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 64 * 2**20)

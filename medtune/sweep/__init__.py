@@ -1,0 +1,1 @@
+"""Many members on one base: grouped, packed, resumed. `hydra/launcher=packed` is its door."""

@@ -1,0 +1,195 @@
+"""Members -> adapters: grouped by the base they share, trained one after another, together, or on several cores."""
+
+import gc
+import logging
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from medtune import interruption
+from medtune.config import Refusal
+from medtune.logs import FILE_ONLY, speaking
+from medtune.progress import Progress
+from medtune.result import Failure, Paused, Result
+from medtune.sweep.halving import Halving
+from medtune.sweep.ledger import OVER, Ledger, Member
+from medtune.train import lay_foundation, train
+
+if TYPE_CHECKING:
+    from medtune.foundation import Foundation
+    from medtune.sweep.pack import Lane
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Settings:
+    """How members are run. None: as many as pay.
+
+    `width`: trained together in one pass through the base; `processes`: on as many cores, one thread each or more;
+    `prune`: successive halving keeps one in so many at every rung, None keeps all.
+    """
+
+    width: int | None
+    processes: int | None
+    prune: int | None
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"hydra.launcher.{name} must be a whole number of at least {least}, not {value!r}"
+            for name, least in (("width", 1), ("processes", 1), ("prune", 2))
+            if (value := getattr(self, name)) is not None
+            and (not isinstance(value, int) or isinstance(value, bool) or value < least)
+        ]
+        if problems:
+            raise Refusal(*problems)
+
+
+def run_sweep(members: Sequence[Member], ledger: Ledger, settings: Settings) -> None:
+    """Run what is left to do of every member, and keep the ledger. One member's failure never stops the others.
+
+    Raises `Refusal` when the settings do not fit the members, and KeyboardInterrupt when the user stops it: members
+    are saved and the ledger says so.
+    """
+    halving = Halving(ledger, members, settings.prune) if settings.prune else None
+    for member in members:
+        if member.status in OVER:
+            log.info("%s is %s already", member.name, member.status)
+    with Progress([member.name for member in members]) as progress:
+        for member in members:
+            progress.update(member.name, status=member.status, eval_loss=member.eval_loss)
+        for rung in [*(halving.rungs if halving else []), None]:
+            # All get as far as a rung before anyone is judged there.
+            for group in grouped([member for member in members if member.status not in OVER]):
+                if left := [member for member in group if rung is None or not rung.reached(member)]:
+                    Crew(left, ledger, settings, progress, rung.step if rung else None).run()
+            if halving and rung:
+                for member in halving.judge(rung):
+                    progress.update(member.name, status="pruned")
+
+
+def grouped(members: Sequence[Member]) -> list[list[Member]]:
+    """Members that can stand on one foundation, together."""
+    from medtune.result import hash_of, plain
+
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        run = member.run
+        shared = [plain(run.data), plain(run.model), plain(run.quantization), run.trainer.max_length]
+        groups.setdefault(hash_of({"shared": shared}), []).append(member)
+    return list(groups.values())
+
+
+class Crew:
+    """Runs the members of one group, up to `pause_at` optimizer steps or to the end."""
+
+    def __init__(
+        self, members: Sequence[Member], ledger: Ledger, settings: Settings, progress: Progress, pause_at: int | None
+    ) -> None:
+        self.members = {member.name: member for member in members}
+        self.queue = deque(self.members)
+        self.ledger, self.settings, self.progress, self.pause_at = ledger, settings, progress, pause_at
+
+    def run(self) -> None:
+        """Lay the foundation and run everybody on it."""
+        try:
+            foundation = lay_foundation(next(iter(self.members.values())).run)
+        except Exception as error:
+            for name in self.members:
+                self.refuse(name, error)
+            return
+        with interruption.deferred():
+            self.run_on(foundation)
+            interruption.check()
+
+    def run_on(self, foundation: "Foundation") -> None:
+        """Run everybody, as many at a time as the machine holds."""
+        from medtune.sweep.pack import Pack
+        from medtune.sweep.plan import plan
+        from medtune.sweep.workers import Workers
+
+        runs = [member.run for member in self.members.values()]
+        size = plan(runs, foundation, self.settings.width, self.settings.processes)
+        for run in runs:  # once for all, and with all cores
+            foundation.untuned(run)
+            if size.processes > 1 and run.eval.final:
+                foundation.test_base(run)
+        if size.processes > 1:
+            Workers(self, size.processes, size.threads).run(lambda desk: work(desk, foundation, self.pause_at))
+        elif size.width > 1:
+            log.info("%s members train together", size.width)
+
+            def next_job() -> Callable[["Lane"], None] | None:
+                member = self.next()
+                return partial(run_member, member, self, foundation, self.pause_at) if member else None
+
+            Pack(foundation.base, size.width, size.checkpointing).run(next_job)
+        else:
+            work(self, foundation, self.pause_at)
+
+    # What a worker asks and tells; `Workers` puts a pipe between.
+
+    def next(self) -> Member | None:
+        """Whose turn it is; None when there are no more, or the user wants to stop."""
+        if interruption.requested() or not self.queue:
+            return None
+        return self.members[self.queue.popleft()]
+
+    def watch(self, name: str, **values: Any) -> None:
+        """A member told how far it is."""
+        self.progress.update(name, **values)
+        if values.get("status") == "running":
+            self.ledger.update(self.members[name])
+
+    def ended(self, name: str) -> None:
+        """A member ended, however it did."""
+        member = self.members[name]
+        self.ledger.update(member)
+        self.progress.update(name, status=member.status, seconds_left=None)
+
+    def refuse(self, name: str, error: Exception) -> None:
+        """A member ended before it began."""
+        member = self.members[name]
+        with speaking(name, member.folder), ended_alone(name), Result(member.run, member.folder):
+            raise error
+        self.ended(name)
+
+
+def work(desk: Any, foundation: "Foundation", pause_at: int | None) -> None:
+    """Run members one after another until there are no more. `desk`: a `Crew`, or a worker's line to it."""
+    while member := desk.next():
+        run_member(member, desk, foundation, pause_at)
+
+
+def run_member(
+    member: Member, desk: Any, foundation: "Foundation", pause_at: int | None, lane: "Lane | None" = None
+) -> None:
+    """Run one member; whatever ends it is its own, and is in its folder."""
+    name = member.name
+    with speaking(name, member.folder), ended_alone(name):
+        train(member.run, member.folder, foundation, lane, pause_at, lambda **values: desk.watch(name, **values))
+    gc.collect()  # a model is part of reference cycles: without this the next member meets it in memory
+    desk.ended(name)
+
+
+@contextmanager
+def ended_alone(name: str) -> Iterator[None]:
+    """Keep what ends a member from the others. An interruption is not lost: whoever gives out members asks for it."""
+    try:
+        yield
+    except Paused:
+        pass
+    except KeyboardInterrupt:
+        if not interruption.requested():
+            raise
+    except Exception as error:
+        log.error("did not finish: %s", str(error).splitlines()[0])
+        if not isinstance(error, Refusal | Failure):  # from outside of its result folder
+            log.error("traceback", exc_info=error, extra=FILE_ONLY)
+        for each in (error, error.__cause__):
+            if each is not None:
+                traceback.clear_frames(each.__traceback__)  # they would keep the member's model in memory

@@ -1,0 +1,90 @@
+"""Successive halving (arXiv:1502.07943): members that fall behind stop early, and their time goes to the others."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medtune.config import Refusal
+from medtune.result import differences, plain, read_json, read_lines, write_json
+from medtune.sweep.ledger import OVER, Ledger, Member
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Rung:
+    """An evaluation at which members are judged: the how-manieth, and the optimizer step it comes after."""
+
+    evaluation: int
+    step: int
+
+    def reached(self, member: Member) -> bool:
+        """Whether a member has been evaluated there."""
+        return self.loss(member) is not None
+
+    def loss(self, member: Member) -> float | None:
+        """A member's eval_loss there, in nats per taught token."""
+        rows = read_lines(member.folder / "history.jsonl")
+        return next((row["eval_loss"] for row in rows if row["step"] == self.step and "eval_loss" in row), None)
+
+
+class Halving:
+    """Judges members at evaluations 1, k, k², … and keeps the best one in k of those still running.
+
+    Who is kept depends on the losses alone, not on the order or the speed in which members ran.
+    """
+
+    def __init__(self, ledger: Ledger, members: Sequence[Member], keep_one_in: int) -> None:
+        """Raises `Refusal` when members' losses cannot be compared: other data, or evaluations at other steps."""
+        self.ledger, self.members, self.keep_one_in = ledger, members, keep_one_in
+        first, *others = members
+        for other in others:
+            if changed := differences(judged_by(first), judged_by(other)):
+                raise Refusal(
+                    f"hydra.launcher.prune compares members at the same evaluations of the same data, and {first.name} "
+                    f"and {other.name} differ in {', '.join(changed)}: leave prune out"
+                )
+
+    @property
+    def rungs(self) -> list[Rung]:
+        """Until one member would be left."""
+        count = math.ceil(math.log(max(len(self.members), 1), self.keep_one_in))
+        every = self.members[0].run.eval.every
+        return [Rung(self.keep_one_in**i, every * self.keep_one_in**i) for i in range(count)]
+
+    def judge(self, rung: Rung) -> list[Member]:
+        """Stop those that fall behind at a rung, and return them; a decision that is in the ledger stands."""
+        decision = next((known for known in self.ledger.rungs if known["evaluation"] == rung.evaluation), None)
+        decision = decision or self.decide(rung)
+        pruned = [m for m in self.members if m.name in decision["pruned"] and m.status not in OVER]
+        for member in pruned:
+            facts = read_json(member.folder / "run.json")
+            why = f"fell behind at step {rung.step}: successive halving kept others"
+            write_json(member.folder / "run.json", facts | {"status": "pruned", "error": why})
+            self.ledger.update(member)
+            log.info("%s is pruned at step %s, eval_loss %.4f", member.name, rung.step, rung.loss(member) or math.nan)
+        return pruned
+
+    def decide(self, rung: Rung) -> dict[str, Any]:
+        """Rank those that still run, and write down who is kept."""
+        running = [m for m in self.members if m.status not in OVER and rung.reached(m)]
+        ranked = sorted(running, key=lambda member: (rung.loss(member), member.name))
+        kept = ranked[: math.ceil(len(ranked) / self.keep_one_in)]
+        decision = {
+            "evaluation": rung.evaluation,
+            "step": rung.step,
+            "eval_loss": {member.name: rung.loss(member) for member in ranked},
+            "kept": [member.name for member in kept],
+            "pruned": [member.name for member in ranked[len(kept) :]],
+        }
+        self.ledger.rungs.append(decision)
+        self.ledger.write()
+        return decision
+
+
+def judged_by(member: Member) -> dict[str, Any]:
+    """What a member's eval_loss depends on beside its training."""
+    run = member.run
+    return {"data": plain(run.data), "eval": plain(run.eval), "trainer": {"max_length": run.trainer.max_length}}

@@ -1,0 +1,149 @@
+"""sweep.json: which members a sweep has, and how far each of them is. It outlives the process that writes it."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from medtune.config import Refusal, Run, folder_name
+from medtune.result import differences, hash_of, plain, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+OVER = ("done", "pruned")  # nothing is left to do
+
+
+@dataclass
+class Member:
+    """One run of a sweep: what it is called, and where its results go."""
+
+    name: str
+    run: Run
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        """Equal for the same run, whatever it is called."""
+        return hash_of(plain(self.run))
+
+    @property
+    def status(self) -> str:
+        """As its run.json has it."""
+        return read_json(self.folder / "run.json").get("status", "waiting")
+
+    @property
+    def eval_loss(self) -> float | None:
+        """The best so far, in nats per taught token."""
+        return read_json(self.folder / "metrics.json").get("best", {}).get("eval_loss")
+
+
+class Ledger:
+    """The members of a sweep folder, in the order in which they came."""
+
+    def __init__(self, sweep: Path, command: Sequence[str]) -> None:
+        self.path = sweep / "sweep.json"
+        kept = read_json(self.path)
+        self.command = list(command)
+        self.rows: dict[str, dict[str, Any]] = {row["key"]: row for row in kept.get("members", [])}
+        self.rungs: list[dict[str, Any]] = kept.get("rungs", [])
+
+    @property
+    def folders(self) -> list[Path]:
+        """Of all members, also of those that an earlier command brought."""
+        return [self.path.parent / row["folder"] for row in self.rows.values()]
+
+    def enter(self, members: Sequence[Member]) -> None:
+        """Add members, or find the rows and the folders that they have already.
+
+        Raises `Refusal` when two are the same, or a folder holds another run than its member.
+        """
+        problems = []
+        named = {row["folder"]: row for row in self.rows.values()}
+        seen: dict[str, str] = {}
+        for member in members:
+            if member.key in seen:
+                problems.append(f"two members are the same: {seen[member.key]} and {member.name}")
+            seen[member.key] = member.name
+            if member.key in self.rows:
+                member.folder = self.path.parent / self.rows[member.key]["folder"]
+            elif member.folder.name in named:
+                changed = ", ".join(differences(named[member.folder.name]["configuration"], plain(member.run)))
+                problems.append(
+                    f"{member.folder} holds a member that differs in {changed}: name another sweep folder for these"
+                )
+        if problems:
+            raise Refusal(*problems)
+        if forgotten := [row for key, row in self.rows.items() if key not in seen and row["status"] not in OVER]:
+            log.warning(
+                "%s members that an earlier command began here are not finished: run that command again for them",
+                len(forgotten),
+            )
+        for member in members:
+            self.rows.setdefault(member.key, {"key": member.key, "configuration": plain(member.run)})
+            if member.status == "running":  # its process is gone, or this one would not have got the lock
+                facts = read_json(member.folder / "run.json")
+                write_json(member.folder / "run.json", facts | {"status": "interrupted", "error": "its process ended"})
+            self.note(member)
+        self.write()
+
+    def note(self, member: Member) -> None:
+        """Bring a member's row up to date with its folder."""
+        facts = read_json(member.folder / "run.json")
+        self.rows[member.key] |= {
+            "overrides": member.name,
+            "folder": member.folder.name,
+            "status": member.status,
+            "error": facts.get("error"),
+            "seconds": facts.get("seconds"),
+            "eval_loss": member.eval_loss,
+        }
+
+    def update(self, member: Member) -> None:
+        """Note where a member is, and write it down."""
+        self.note(member)
+        self.write()
+
+    def write(self) -> None:
+        """Write sweep.json as it stands."""
+        write_json(self.path, {"command": self.command, "members": list(self.rows.values())} | {"rungs": self.rungs})
+
+
+@contextmanager
+def opened(sweep: Path, command: Sequence[str]) -> Iterator[Ledger]:
+    """The ledger of a sweep folder, for one process at a time.
+
+    Raises `Refusal` when another process has it, or the folder cannot be written.
+    """
+    try:
+        sweep.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(sweep / ".lock")
+        # A process that was killed takes a moment to be gone, with all of its workers.
+        lock.acquire(timeout=5)
+    except Timeout:
+        raise Refusal(f"{sweep} is in use by another process: wait for it, or name another sweep folder") from None
+    except OSError as error:
+        raise Refusal(f"cannot write results to {sweep} ({error.strerror}): choose another with sweep=FOLDER") from None
+    try:
+        yield Ledger(sweep, command)
+    finally:
+        lock.release()
+
+
+def names(overrides: Sequence[Sequence[str]], given: Sequence[str]) -> list[str]:
+    """What members are called: of the overrides of each, those that are not the same for all.
+
+    `given`: overrides that were typed once for all. A member that has no others is called by all of its overrides.
+    """
+    differing = [place for place, values in enumerate(zip(*overrides, strict=True)) if len(set(values)) > 1] or [
+        place for place, word in enumerate(overrides[0]) if word not in given
+    ]
+    return [",".join(words[place] for place in differing) or ",".join(words) for words in overrides]
+
+
+def folder_of(sweep: Path, name: str) -> Path:
+    """Where a member's results go, until the ledger knows better."""
+    return sweep / folder_name([name])

@@ -1,0 +1,320 @@
+"""Members that train together: one pass through the frozen base for all of them.
+
+Every member is an ordinary trainer in a thread of its own, and one thread runs at a time. A member whose forward pass
+in training reaches the base waits there until all others have come as far; then the base runs once over the rows of
+all, and each member's adapter acts on its own rows. Backward likewise. All else, from the order of the data to the
+checkpoints, is the member's own, so that a packed member equals the same run alone, up to rounding.
+"""
+
+import gc
+import logging
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from medtune.model import view
+from medtune.sweep import turns
+
+log = logging.getLogger(__name__)
+
+Layers = dict[str, Any]  # PEFT's layers, by their name in the base
+Job = Callable[["Lane"], object]  # what a member does with its place in the pack; its failures are its own
+
+
+@dataclass
+class Rows:
+    """A micro-batch: token ids and mask [rows, length], and the arithmetic (autocast on, its type) it is wanted in."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    arithmetic: tuple[bool, torch.dtype]
+
+
+class Lane:
+    """A member's place in the pack."""
+
+    def __init__(self, pack: "Pack", job: Job) -> None:
+        self.pack, self.job = pack, job
+        self.turn = threading.Semaphore(0)
+        self.state = turns.fresh()
+        self.waiting = self.done = False
+        self.rows: Rows | None = None  # on their way through the base, until the backward pass is done
+        self.hidden: torch.Tensor | None = None  # what the member got for them, and where its gradient will be
+        self.layers: Layers = {}
+        self.error: BaseException | None = None  # of a pass, raised in the member
+        self.thread = threading.Thread(target=self.live, daemon=True)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the pack recomputes activations."""
+        return self.pack.checkpointing
+
+    def live(self) -> None:
+        """The member's thread."""
+        self.turn.acquire()
+        turns.put(self.state)
+        try:
+            self.job(self)
+        except BaseException as error:
+            self.pack.broken.append(error)  # a job keeps its member's failures to itself
+        self.done = True
+        self.rows = self.hidden = None
+        self.layers = {}
+        self.pack.pass_turn(self)
+
+    def wait(self) -> None:
+        """Wait until the pass that this member waits for is done, while others run. Raises what the pass raised."""
+        self.waiting, self.state = True, turns.taken()
+        self.pack.pass_turn(self)
+        self.turn.acquire()
+        turns.put(self.state)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def view(self) -> PreTrainedModel:
+        """The base as this member sees it; attach an adapter and train it as usual."""
+        net = view(self.pack.base)
+        trunk = net.base_model
+        alone = trunk.forward
+
+        def forward(
+            input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **others: Any
+        ) -> Any:
+            if not torch.is_grad_enabled() or input_ids is None or attention_mask is None:
+                return alone(input_ids=input_ids, attention_mask=attention_mask, **others)  # an evaluation: alone
+            device = input_ids.device.type
+            arithmetic = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+            self.rows = Rows(input_ids, attention_mask, arithmetic)
+            self.layers = self.layers or layers_of(trunk)
+            self.wait()
+            assert self.hidden is not None
+            return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+
+        trunk.forward = forward
+        return net
+
+    def backward(self) -> None:
+        """Take the gradient that the member's own backward pass left at the base's output through the base."""
+        assert self.hidden is not None and self.hidden.grad is not None
+        self.wait()
+        self.rows = self.hidden = None
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What trains."""
+        return [p for layer in self.layers.values() for p in layer.parameters() if p.requires_grad]
+
+
+@dataclass
+class Share:
+    """A member's part of a pass: how many rows of which length, and its adapter's layers by their name in the base."""
+
+    lane: Lane
+    count: int
+    length: int
+    layers: Layers
+
+
+@dataclass
+class Pass:
+    """A forward pass whose backward pass is still to come. `output`: hidden states [all rows, longest, width]."""
+
+    shares: list[Share]
+    output: torch.Tensor
+
+    def split(self, whole: torch.Tensor) -> Iterator[tuple[Lane, torch.Tensor]]:
+        """Each member's own part of a tensor of the output's shape, without the padding of the pack."""
+        for share, part in zip(self.shares, whole.split([share.count for share in self.shares]), strict=True):
+            yield share.lane, part[:, : share.length]
+
+
+class Pack:
+    """Runs jobs, at most `width` at a time, on one frozen base."""
+
+    def __init__(self, base: PreTrainedModel, width: int, checkpointing: bool) -> None:
+        self.base, self.width, self.checkpointing = base, width, checkpointing
+        self.together = width  # rows of so many members go through the base at a time; fewer when memory is short
+        self.lanes: list[Lane] = []
+        self.pending: Pass | None = None
+        self.acting: list[Share] = []  # whose rows are in the base right now
+        self.finished = threading.Event()
+        self.broken: list[BaseException] = []
+        tree = view(base).train()
+        if checkpointing:
+            # Dropout has its own seeds: nothing random happens that a recomputation would have to repeat.
+            tree.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        self.trunk = tree.base_model
+        for name, module in self.trunk.named_modules():
+            if isinstance(module, torch.nn.Linear):  # bitsandbytes' layers are too
+                vars(module)["forward"] = partial(self.adapted, name, module.forward)
+
+    def run(self, next_job: Callable[[], Job | None]) -> None:
+        """Run jobs until `next_job` has no more. A member that ends makes place for the next; the others go on."""
+        self.next_job, before = next_job, turns.taken()
+        self.finished.clear()
+        while len(self.lanes) < self.width and (job := next_job()):
+            self.admit(job)
+        if self.lanes:
+            self.lanes[0].turn.release()
+            self.finished.wait()
+        turns.put(before)
+        for error in self.broken:
+            raise error
+
+    def admit(self, job: Job) -> None:
+        """Give a job its thread."""
+        lane = Lane(self, job)
+        self.lanes.append(lane)
+        lane.thread.start()
+
+    def pass_turn(self, lane: Lane) -> None:
+        """Called by the member that has the turn when it waits or ends: whoever can go on is next."""
+        if lane.done:
+            self.lanes.remove(lane)
+            if job := self.next_job():
+                self.admit(job)
+        if not self.lanes:
+            self.finished.set()
+            return
+        if all(other.waiting for other in self.lanes):
+            self.serve()
+        next(other for other in self.lanes if not other.waiting).turn.release()
+
+    def serve(self) -> None:
+        """All wait: run a pass. The backward pass comes first, because its memory is free after it."""
+        if self.pending:
+            ready, self.pending = self.pending, None
+            lanes = [share.lane for share in ready.shares if not share.lane.done]
+            self.backward(lanes, ready)
+        else:
+            # Who waited longest comes first, so that nobody starves when not all go together.
+            first = self.lanes[0].rows
+            lanes = [lane for lane in self.lanes if lane.rows and first and lane.rows.arithmetic == first.arithmetic]
+            lanes = self.forward(lanes[: self.together])
+        for lane in lanes:
+            lane.waiting = False
+            self.lanes.remove(lane)
+            self.lanes.append(lane)
+
+    def forward(self, lanes: list[Lane]) -> list[Lane]:
+        """Give members their hidden states, fewer of them if that fails, and return them; the others go on waiting."""
+        passed = self.attempt(lanes, lambda: self.through(lanes))
+        if passed is None:
+            return self.forward(lanes[: half(lanes)]) if len(lanes) > 1 else lanes
+        self.pending = passed
+        for lane, hidden in passed.split(passed.output.detach()):
+            lane.hidden = hidden.requires_grad_()
+        return lanes
+
+    def backward(self, lanes: list[Lane], passed: Pass | None) -> None:
+        """Add to each member's adapter its gradients; through a new pass of fewer members if that fails.
+
+        A repeated pass has the same dropout, and gradients are added when all are there: none is added twice.
+        """
+        if not lanes:
+            return
+        found = self.attempt(lanes, lambda: self.gradients(lanes, passed or self.through(lanes)))
+        if found is not None:
+            parameters = [p for lane in lanes for p in lane.parameters()]
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        elif len(lanes) > 1:
+            if passed:
+                del passed.output  # the caller holds the pass
+            for part in (lanes[: half(lanes)], lanes[half(lanes) :]):
+                self.backward(part, None)
+
+    def attempt(self, lanes: list[Lane], work: Callable[[], Any]) -> Any:
+        """What `work` gives, or None if it fails: a single member has the error then, several are to be tried in parts.
+
+        When memory is the reason, fewer go together from now on.
+        """
+        try:
+            return work()
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the memory
+            if len(lanes) == 1:
+                lanes[0].error = error
+            elif out_of_memory(error):
+                self.together = half(lanes)
+                log.warning("out of memory: %s members go through the base at a time from now on", self.together)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def through(self, lanes: list[Lane]) -> Pass:
+        """Run the members' rows through the base, shorter ones padded on the right."""
+        rows = [lane.rows for lane in lanes if lane.rows is not None]
+        shares = [
+            Share(lane, len(row.input_ids), row.input_ids.shape[1], lane.layers)
+            for lane, row in zip(lanes, rows, strict=True)
+        ]
+        longest = max(share.length for share in shares)
+        ids, mask = (
+            torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
+            for parts in ([row.input_ids for row in rows], [row.attention_mask for row in rows])
+        )
+        autocast, dtype = rows[0].arithmetic
+        self.acting = shares
+        with torch.enable_grad(), torch.autocast(ids.device.type, dtype=dtype, enabled=autocast):
+            return Pass(shares, self.trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state)
+
+    def gradients(self, lanes: list[Lane], passed: Pass) -> tuple[torch.Tensor, ...]:
+        """The gradient of every parameter of the members, from those at their hidden states."""
+        self.acting = passed.shares  # layers that recompute their activations run again
+        whole = torch.zeros_like(passed.output)
+        for lane, part in passed.split(whole):
+            if lane in lanes:  # others ended between the passes
+                assert lane.hidden is not None and lane.hidden.grad is not None
+                part.copy_(lane.hidden.grad)
+        return torch.autograd.grad(passed.output, [p for lane in lanes for p in lane.parameters()], whole)
+
+    def adapted(self, name: str, frozen: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """A linear layer of the base over all rows, and each member's adapter of it over its own."""
+        y = frozen(x)
+        if not any(name in share.layers for share in self.acting):
+            return y
+        counts = [share.count for share in self.acting]
+        parts = zip(self.acting, x.split(counts), y.split(counts), strict=True)
+        return torch.cat([adapt(share, share.layers.get(name), own_x, own_y) for share, own_x, own_y in parts])
+
+
+def layers_of(trunk: torch.nn.Module) -> Layers:
+    """The adapted layers by their name in the base."""
+    return {name: module for name, module in trunk.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def adapt(share: Share, layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """PEFT's own layer on a member's rows, with the frozen product `y` at hand; padding of the pack stays outside."""
+    if layer is None:
+        return y
+    padding = x.shape[1] - share.length
+    if padding:
+        x, y = x[:, :-padding], y[:, :-padding]
+    base = vars(layer.get_base_layer())
+    base["forward"] = lambda *_: y
+    try:
+        adapted = layer(x)
+    finally:
+        del base["forward"]
+    return F.pad(adapted, (0, 0, 0, padding)) if padding else adapted
+
+
+def half(lanes: list[Lane]) -> int:
+    """How many to try together when all were too many."""
+    return (len(lanes) + 1) // 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on a CPU PyTorch says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

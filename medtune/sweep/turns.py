@@ -1,0 +1,52 @@
+"""Threads that take turns: one runs at a time, each with random numbers and trainer state of its own.
+
+The libraries that members are made of keep some of their state in the process. Whoever has the turn has its own there.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import GradientState
+
+State = list[Any]
+
+
+def gradient_state() -> dict[str, Any]:
+    """accelerate's "is this the last micro-batch?", one flag for the whole process."""
+    return dict(GradientState._shared_state)
+
+
+def set_gradient_state(state: dict[str, Any]) -> None:
+    """In place: the class hands the dictionary itself to its instances."""
+    GradientState._shared_state.clear()
+    GradientState._shared_state.update(state)
+
+
+# How to read a part of the process's state, and how to put it back.
+PARTS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+    (torch.get_rng_state, torch.set_rng_state),
+    (gradient_state, set_gradient_state),
+]
+if torch.cuda.is_available():
+    PARTS.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
+
+
+def taken() -> State:
+    """The state of whoever has the turn."""
+    return [read() for read, _ in PARTS]
+
+
+def fresh() -> State:
+    """The state of a member that begins: accelerate sets up its own."""
+    return [*taken()[:3], {}, *taken()[4:]]
+
+
+def put(state: State) -> None:
+    """Give the turn's owner its state back."""
+    for (_, write), part in zip(PARTS, state, strict=True):
+        write(part)

@@ -1,0 +1,152 @@
+"""Members on several cores: processes forked from the one that holds the base, which all of them read.
+
+On a CPU only: a forked process cannot use a GPU. The parent gives out members, hears how far they are, keeps the ledger
+and draws the view. A worker that dies costs its member; a parent that dies takes its workers with it.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from logging.handlers import QueueHandler
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+from medtune import interruption
+from medtune.logs import named
+from medtune.sweep.ledger import Member
+
+if TYPE_CHECKING:
+    from medtune.sweep.engine import Crew
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT = 0.5  # seconds between two looks at whether the user wants to stop
+
+
+class Line(QueueHandler):
+    """A worker's line to the parent: it asks for members, tells how they are, and hands over what it logs."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(None)  # type: ignore[arg-type]  # enqueue needs no queue
+        self.connection, self.talking = connection, threading.Lock()
+
+    def say(self, *message: Any) -> None:
+        with self.talking:
+            self.connection.send(message)
+
+    def next(self) -> Member | None:
+        """Whose turn it is; None when there are no more."""
+        if interruption.requested():
+            return None
+        self.say("next")
+        return self.connection.recv()
+
+    def watch(self, name: str, **values: Any) -> None:
+        self.say("watch", name, values)
+
+    def ended(self, name: str) -> None:
+        self.say("ended", name)
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self.say("log", record)
+
+
+class Workers:
+    """`count` processes with `threads` each that run the members of a crew."""
+
+    def __init__(self, crew: "Crew", count: int, threads: int) -> None:
+        self.crew, self.count, self.threads = crew, count, threads
+        self.fork = multiprocessing.get_context("fork")
+        self.processes: dict[Connection, BaseProcess] = {}
+        self.busy: dict[Connection, str] = {}  # the member that each is at
+        self.alive = os.pipe()  # nothing is written: its end tells the workers that the parent is gone
+
+    def run(self, work: Callable[[Line], None]) -> None:
+        """Run until all members have had their turn, or the user stops it."""
+        told = False
+        try:
+            for _ in range(self.count):
+                self.start(work)
+            while self.processes:
+                for connection in wait(list(self.processes), HEARTBEAT):
+                    assert isinstance(connection, Connection)
+                    try:
+                        self.hear(connection, *connection.recv())
+                    except (EOFError, OSError):
+                        self.bury(connection)
+                        if self.crew.queue and not interruption.requested():
+                            self.start(work)
+                if interruption.requested() and not told:
+                    told = True
+                    for process in self.processes.values():
+                        process.terminate()
+        finally:
+            for process in self.processes.values():
+                process.kill()
+            for end in self.alive:
+                os.close(end)
+
+    def start(self, work: Callable[[Line], None]) -> None:
+        """Fork one."""
+        ours, theirs = self.fork.Pipe()
+        process = self.fork.Process(target=self.live, args=(work, theirs, [ours, *self.processes]))
+        process.start()
+        theirs.close()
+        self.processes[ours] = process
+
+    def hear(self, connection: Connection, kind: str, *told: Any) -> None:
+        """Do what a worker asks."""
+        if kind == "next":
+            member = self.crew.next()
+            if member:
+                self.busy[connection] = member.name
+            connection.send(member)
+        elif kind == "watch":
+            self.crew.watch(told[0], **told[1])
+        elif kind == "ended":
+            del self.busy[connection]
+            self.crew.ended(told[0])
+        else:
+            logging.getLogger(told[0].name).handle(told[0])
+
+    def bury(self, connection: Connection) -> None:
+        """A worker has ended; if it was in the middle of a member, that one has failed."""
+        process = self.processes.pop(connection)
+        connection.close()
+        process.join()
+        if name := self.busy.pop(connection, None):
+            code = process.exitcode or 0
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            advice = ": perhaps for lack of memory, try hydra.launcher.processes=1" if code == -signal.SIGKILL else ""
+            self.crew.refuse(name, RuntimeError(f"its process {how}{advice}"))
+
+    def live(self, work: Callable[[Line], None], connection: Connection, others: list[Connection]) -> None:
+        """What a worker does, from the fork to its end."""
+        for other in others:
+            other.close()
+        os.close(self.alive[1])
+        threading.Thread(target=end_with_parent, args=(self.alive[0],), daemon=True).start()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which tells the workers
+        signal.signal(signal.SIGTERM, interruption.request)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the view draws in the parent
+        line = Line(connection)
+        line.addFilter(named)
+        logging.getLogger().handlers[:] = [line]
+        import torch
+
+        torch.set_num_threads(self.threads)
+        # A parent that is gone needs no answer.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
+            work(line)
+
+
+def end_with_parent(alive: int) -> None:
+    """End this process when the parent does, however that came."""
+    os.read(alive, 1)
+    os._exit(1)

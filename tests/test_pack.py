@@ -1,0 +1,216 @@
+"""Members that train together equal themselves alone: losses, adapters, and who is hurt when one fails."""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from medtune import model
+from medtune.config import Run
+from medtune.foundation import Foundation
+from medtune.result import Failure
+from medtune.sweep.pack import Lane, Pack
+from medtune.train import lay_foundation, train
+from medtune.trainer import AdapterTrainer
+
+Compose = Callable[..., Run]
+
+# Different in everything that members may differ in; dropout on.
+MEMBERS = [
+    ["lora.r=4", "lora.lora_alpha=8", "seed=1", "lora.lora_dropout=0.1"],
+    ["lora=all_linear", "lora.r=8", "trainer.learning_rate=3e-3", "trainer.weight_decay=0.1", "seed=2"],
+    ["trainer.learning_rate=5e-4", "trainer.warmup_ratio=0.4", "trainer.max_grad_norm=0.3", "trainer.max_steps=4"],
+    ["lora.r=32", "lora.target_modules=[q_proj,v_proj]", "lora.use_rslora=true", "trainer.lr_scheduler_type=constant"],
+]
+
+
+@dataclass
+class Compared:
+    """Largest relative differences of a packed member from the same run alone."""
+
+    losses: float
+    eval_losses: float
+    adapter: float
+
+
+def compare(alone: Path, packed: Path) -> Compared:
+    rows = [[json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()] for run in (alone, packed)]
+    relative = []
+    for name in ("loss", "eval_loss"):
+        ours, theirs = ([row[name] for row in found if name in row] for found in rows)
+        assert len(ours) == len(theirs) > 1
+        relative.append(max(abs(a - b) / abs(a) for a, b in zip(ours, theirs, strict=True)))
+    ours, theirs = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (alone, packed))
+    assert ours.keys() == theirs.keys()
+    adapter = max(((ours[name] - theirs[name]).norm() / ours[name].norm()).item() for name in ours)
+    return Compared(*relative, adapter)
+
+
+def pack_up(runs: list[Run], folder: Path, width: int, checkpointing: bool = False) -> tuple[Foundation, Pack, Any]:
+    """A pack that is about to run: its foundation, itself, and the function that gives it its jobs."""
+    foundation = lay_foundation(runs[0])
+    pack = Pack(foundation.base, width, checkpointing)
+    waiting = deque(enumerate(runs))
+    failures: dict[int, Exception] = {}
+
+    def next_job() -> Callable[[Lane], None] | None:
+        if not waiting:
+            return None
+        place, run = waiting.popleft()
+
+        def job(lane: Lane) -> None:
+            try:
+                train(run, folder / str(place), foundation, lane)
+            except Failure as failure:
+                failures[place] = failure
+
+        return job
+
+    pack.run(next_job)
+    return foundation, pack, failures
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("width", [2, 4])
+def test_packed_members_equal_themselves_alone(
+    tiny_run: Compose, tmp_path: Path, width: int, checkpointing: bool
+) -> None:
+    common = ["quantization=none", "trainer.gradient_accumulation_steps=3"]
+    common += [f"trainer.gradient_checkpointing={checkpointing}"]
+    runs = [tiny_run(*common, *words) for words in MEMBERS]
+    for place, run in enumerate(runs):
+        train(run, tmp_path / "alone" / str(place))
+    foundation, _, failures = pack_up(runs, tmp_path / "packed", width, checkpointing)
+    assert not failures
+    foundation.require_unchanged()
+    for place in range(len(runs)):
+        found = compare(tmp_path / "alone" / str(place), tmp_path / "packed" / str(place))
+        print(f"width {width}, member {place}: {found}")
+        assert found.losses < 1e-6 and found.eval_losses < 1e-6 and found.adapter < 1e-4
+
+
+def test_four_bit_members_in_bfloat16_stay_within_rounding(tiny_run: Compose, tmp_path: Path) -> None:
+    runs = [tiny_run("model.dtype=bfloat16", *words) for words in MEMBERS]
+    for place, run in enumerate(runs):
+        train(run, tmp_path / "alone" / str(place))
+    _, _, failures = pack_up(runs, tmp_path / "packed", 4)
+    assert not failures
+    for place in range(len(runs)):
+        found = compare(tmp_path / "alone" / str(place), tmp_path / "packed" / str(place))
+        assert found.losses < 2e-3 and found.eval_losses < 2e-3 and found.adapter < 2e-2
+
+
+@pytest.mark.parametrize("in_pass", ["through", "gradients"])
+def test_out_of_memory_lowers_the_width_and_changes_nothing_else(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_pass: str
+) -> None:
+    runs = [tiny_run("quantization=none", "trainer.gradient_accumulation_steps=2", *words) for words in MEMBERS]
+    for place, run in enumerate(runs):
+        train(run, tmp_path / "alone" / str(place))
+    stock = getattr(Pack, in_pass)
+    refused = []
+
+    def small(self: Pack, lanes: list[Lane], *more: Any) -> Any:
+        if len(lanes) > 2:
+            refused.append(len(lanes))
+            raise torch.OutOfMemoryError("as many do not fit")
+        return stock(self, lanes, *more)
+
+    monkeypatch.setattr(Pack, in_pass, small)
+    _, pack, failures = pack_up(runs, tmp_path / "packed", 4)
+    assert refused and pack.together == 2 and not failures
+    for place in range(len(runs)):
+        assert compare(tmp_path / "alone" / str(place), tmp_path / "packed" / str(place)).adapter < 1e-4
+
+
+def test_a_member_alone_without_memory_fails_alone(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [tiny_run("quantization=none", *words) for words in MEMBERS[:3]]
+    stock = Pack.through
+
+    def small(self: Pack, lanes: list[Lane]) -> Any:
+        if any("down_proj" in name for lane in lanes for name in lane.layers):  # the second member's alone
+            raise torch.OutOfMemoryError("this one never fits")
+        return stock(self, lanes)
+
+    monkeypatch.setattr(Pack, "through", small)
+    _, _, failures = pack_up(runs, tmp_path, 3)
+    assert list(failures) == [1] and "never fits" in str(failures[1])
+    assert (tmp_path / "0" / "adapter").is_dir() and (tmp_path / "2" / "adapter").is_dir()
+
+
+def test_one_that_diverges_and_one_that_raises_leave_the_others_alone(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy = tiny_run("quantization=none", *MEMBERS[0])
+    train(healthy, tmp_path / "alone" / "0")
+    runs = [
+        healthy,
+        tiny_run("quantization=none", "lora.lora_alpha=1e30", "trainer.max_grad_norm=0"),
+        tiny_run("quantization=none", "seed=99"),
+    ]
+    stock = AdapterTrainer.training_step
+
+    def raising(self: AdapterTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.args.seed == 99 and self.state.global_step == 2:
+            raise RuntimeError("boom")
+        return stock(self, *args, **kwargs)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", raising)
+    foundation, _, failures = pack_up(runs, tmp_path / "packed", 3)
+    assert {place: str(error).partition(":")[0] for place, error in failures.items()} == {
+        1: "Diverged",
+        2: "RuntimeError",
+    }
+    foundation.require_unchanged()
+    found = compare(tmp_path / "alone" / "0", tmp_path / "packed" / "0")
+    assert found.losses < 1e-6 and found.adapter < 1e-4
+
+
+def test_a_view_shares_every_frozen_tensor(tiny_run: Compose) -> None:
+    for quantization in ("nf4", "int8", "none"):
+        foundation = lay_foundation(tiny_run(f"quantization={quantization}", "model.dtype=bfloat16"))
+        seen = model.view(foundation.base)
+        theirs, ours = (dict(net.named_parameters()) for net in (foundation.base, seen))
+        assert theirs.keys() == ours.keys() and all(ours[name] is theirs[name] for name in theirs)
+        assert {id(m) for m in seen.modules()}.isdisjoint(id(m) for m in foundation.base.modules())
+        assert model.fingerprint(seen) == foundation.fingerprint
+
+
+def test_a_base_that_changed_is_noticed(tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run()
+    foundation = lay_foundation(run)
+
+    class Spoils(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            foundation.base.get_input_embeddings().weight.data[3, 3] += 1e-3
+
+    monkeypatch.setattr("medtune.trainer.StopAtNonFiniteGradient", Spoils)
+    with pytest.raises(Failure, match="Changed: the frozen base was changed"):
+        train(run, tmp_path / "run", foundation)
+
+
+def test_a_member_after_another_equals_itself_alone_to_the_bit(tiny_run: Compose, tmp_path: Path) -> None:
+    runs = [tiny_run(*words) for words in MEMBERS]  # NF4
+    foundation = lay_foundation(runs[0])
+    for place, run in enumerate(runs):
+        train(run, tmp_path / "after" / str(place), foundation)
+        train(run, tmp_path / "alone" / str(place))
+        assert compare(tmp_path / "alone" / str(place), tmp_path / "after" / str(place)) == Compared(0.0, 0.0, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Rounding of float32 sums depends on how many threads share them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
