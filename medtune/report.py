@@ -68,7 +68,7 @@ class Report(TrainerCallback, ExportableState):
         self.answering = 0.0  # seconds
         self.tokens = 0
         self.logged = [0.0, 0]  # seconds and tokens at the last log
-        self.step_started = 0.0
+        self.started, self.first_step, self.step_started = time.monotonic(), 0, 0.0
 
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint."""

@@ -265,7 +265,7 @@ class AdapterTrainer(SFTTrainer):
             super()._save_checkpoint(model, trial)
             checkpoints.seal(checkpoint)
         checkpoints.keep(self.folder, {self.state.global_step, self.state.best_global_step or 0})
-        if self.state.global_step == self.pause_at:
+        if self.pause_at == self.state.global_step < self.state.max_steps:
             raise Paused
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

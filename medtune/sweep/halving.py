@@ -70,6 +70,8 @@ class Halving:
     def decide(self, rung: Rung) -> dict[str, Any]:
         """Rank those that still run, and write down who is kept."""
         running = [m for m in self.members if m.status not in OVER and rung.reached(m)]
+        if len(running) < 2:
+            return {"pruned": []}
         ranked = sorted(running, key=lambda member: (rung.loss(member), member.name))
         kept = ranked[: math.ceil(len(ranked) / self.keep_one_in)]
         decision = {
