@@ -181,6 +181,7 @@ class Trainer:
     gradient_checkpointing: bool | None = key(
         "recompute activations: less memory, about a third more time; null: where memory asks for it"
     )
+    group_by_length: bool = key("rows of one optimizer step share a micro-batch with those of about their length")
     logging_steps: int = key("log the training loss every so many steps", "steps", at_least=1)
     early_stopping_patience: int | None = key(
         "stop after so many evaluations without a better eval_loss; null: never", "evaluations", at_least=1

@@ -1,6 +1,5 @@
 """Rows of token ids -> the likelihood of their taught tokens, in training and in evaluation."""
 
-import sys
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 from medtune import interruption
 from medtune.metrics import perplexity
 from medtune.model import unpacked
+from medtune.progress import bars
 from medtune.tokens import IGNORED
 
 PIECE = 256  # taught positions whose logits exist at the same time: 128,256 tokens make them the peak of all memory
@@ -99,7 +99,7 @@ def arithmetic(base: PreTrainedModel) -> AbstractContextManager[Any]:
 def batches_by_length(lengths: Sequence[int], size: int, doing: str) -> Iterator[list[int]]:
     """Places of rows, longest first (memory is short at once or never), `size` at a time, with a bar."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    with tqdm(total=len(order), desc=doing, unit=" rows", leave=False, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(order), desc=doing, unit=" rows", leave=False, disable=not bars()) as bar:
         for start in range(0, len(order), size):
             interruption.check()
             rows = order[start : start + size]

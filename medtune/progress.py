@@ -36,8 +36,15 @@ class Standing:
     seconds_left: float | None = None
 
 
+def bars() -> bool:
+    """Whether there is a terminal for bars, and no table on it that they would tear apart."""
+    return sys.stderr.isatty() and not Progress.drawn
+
+
 class Progress(ExitStack):
     """One table that follows all members while they train. Use as a context manager."""
+
+    drawn = False
 
     def __init__(self, names: Sequence[str], console: Console | None = None) -> None:
         super().__init__()
@@ -55,6 +62,8 @@ class Progress(ExitStack):
                 if isinstance(handler, logging.StreamHandler) and handler.stream and handler.stream.isatty():
                     self.callback(handler.setStream, handler.stream)  # it holds the sys.stdout that Live replaces
                     handler.setStream(FileProxy(self.console, handler.stream))
+            Progress.drawn = True
+            self.callback(setattr, Progress, "drawn", False)
             out, err = sys.stdout.isatty(), sys.stderr.isatty()  # what goes to a file goes there still
             self.enter_context(Live(self, console=self.console, redirect_stdout=out, redirect_stderr=err))
         return self

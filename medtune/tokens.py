@@ -22,6 +22,7 @@ from medtune.config import Refusal
 from medtune.data import Conversations
 from medtune.data.screen import Reject, write_rejects
 from medtune.data.store import SPLITS, Rows, Writer, batch_of, table
+from medtune.progress import bars
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def write(tokenizer: PreTrainedTokenizerBase, rows: Rows, max_length: int, path:
     reason = f"whose answer does not fit in trainer.max_length={max_length} tokens"
     many = len(rows) >= MANY
     with Writer(path, SCHEMA) as writer, threads(many):
-        bar = tqdm(rows, f"tokenize {path.stem}", unit=" rows", disable=not many or not sys.stderr.isatty())
+        bar = tqdm(rows, f"tokenize {path.stem}", unit=" rows", disable=not many or not bars())
         batch: list[tuple[Any, ...]] = []
         for place, fitted in enumerate(conversation.fit(tokenizer, bar, max_length)):
             encoded, source = fitted.encoded, fitted.conversation

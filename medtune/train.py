@@ -74,7 +74,11 @@ def train(
         trained, total = adapter.trainable_parameters(tuned)
         checkpointing = lane.checkpointing if lane else needs_checkpointing(run, foundation.base)
         result.record({"trainable_parameters": trained, "total_parameters": total, "checkpointing": checkpointing})
-        log.info("activations are %s", "recomputed (gradient checkpointing)" if checkpointing else "kept")
+        log.info(
+            "speed: loss on taught positions only, %s, activations %s",
+            "rows of like length together" if run.trainer.group_by_length else "rows as drawn",
+            "recomputed (gradient checkpointing)" if checkpointing else "kept",
+        )
         log.info("adapter: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
 
         saved = checkpoints.newest(out / "checkpoints")

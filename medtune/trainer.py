@@ -105,6 +105,7 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[key_dropout(model, run.seed), *callbacks, *stopping, StopAtNonFiniteGradient()],
         untuned=untuned,
+        group_by_length=config.group_by_length,
     )
     trainer.remove_callback(PrinterCallback)
     adapter.to_float32(model)
@@ -123,10 +124,10 @@ class AdapterTrainer(SFTTrainer):
     model: PeftModel
     processing_class: PreTrainedTokenizerBase
 
-    def __init__(self, untuned: Likelihood, **kwargs: Any) -> None:
+    def __init__(self, untuned: Likelihood, group_by_length: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         add_taught_loss(base_of(self.model))
-        self.untuned = untuned
+        self.untuned, self.group_by_length = untuned, group_by_length
         self.pause_at: int | None = None  # optimizer step
         self.evaluating = False
         # In a pack the member's own backward pass ends at the base, which then runs once for all.
@@ -198,7 +199,9 @@ class AdapterTrainer(SFTTrainer):
         The rows of the step stay the same, and so does its gradient: the loss is a sum over all of them.
         """
         batches, items = super().get_batch_samples(*args, **kwargs)
-        return regrouped_by_length(batches, cast(int, self.processing_class.pad_token_id)), items
+        if self.group_by_length:
+            batches = regrouped_by_length(batches, cast(int, self.processing_class.pad_token_id))
+        return batches, items
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass. Raises `Diverged` when the loss is not finite."""

@@ -30,7 +30,7 @@ def test_every_python_command_of_the_readme_composes(tmp_path: Path) -> None:
     (tmp_path / "conversations.jsonl").write_text("{}")
     (tmp_path / "rows.csv").write_text("a")
     for line in commands:
-        module, *words = [word for word in shlex.split(line)[2:] if word != "-m"]
+        module, *words = [word for word in shlex.split(line)[2:] if word != "-m" and not word.startswith("sweep=")]
         # A sweep composes one member at a time: its first.
         words = [re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words]
         extra = [] if {"--help", "--cfg"} & set(words) else ["--cfg", "job"]
@@ -42,7 +42,7 @@ def test_every_python_command_of_the_readme_composes(tmp_path: Path) -> None:
 
 def test_every_other_command_of_the_readme_exists() -> None:
     others = [line for line in shell_lines() if not line.startswith("python -m medtune.")]
-    assert others == ["make sweep", "make test", "make data", "make evaluate"]
+    assert others == ["make sweep", "make test", "make resume", "make data", "make evaluate"]
     for line in others:
         assert make("-n", *line.split()[1:]).returncode == 0
     assert ".venv/bin/python -m medtune.train lora.r=16,32 -m" in make("-n", "sweep").stdout

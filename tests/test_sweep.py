@@ -102,6 +102,27 @@ def test_smoke_sweep_prints_base_and_members(smoke: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
+def test_the_same_sweep_again_does_nothing_twice(installed: Path, smoke: tuple[Path, str]) -> None:
+    sweep, said = smoke
+    before = {path: path.stat().st_mtime_ns for path in sweep.glob("lora*/**/*") if ".hydra" not in path.parts}
+    answer = run(str(installed / "medtune-train"), f"sweep={sweep}", cwd=sweep.parent.parent.parent)
+    assert answer.returncode == 0, answer.stderr
+    assert "lora.r=4 is done already" in answer.stdout and "lora.r=8 is done already" in answer.stdout
+    assert answer.stdout[answer.stdout.index("\nmember ") :] == said[said.index("\nmember ") :]
+    after = {path: path.stat().st_mtime_ns for path in sweep.glob("lora*/**/*") if ".hydra" not in path.parts}
+    assert after == before
+
+
+def test_a_sweep_that_is_not_there_is_not_gone_on_with(tmp_path: Path) -> None:
+    answer = run(sys.executable, "-m", "medtune.train", f"sweep={tmp_path}", cwd=ROOT)
+    assert answer.returncode == 2
+    assert (
+        answer.stderr
+        == f"medtune: sweep={tmp_path}: no sweep in it to go on with: name a folder that holds a sweep.json\n"
+    )
+
+
+@pytest.mark.slow
 def test_nothing_is_sent_anywhere(installed: Path, smoke: tuple[Path, str]) -> None:
     calls = installed.parent.parent / "calls"
     assert not calls.exists(), calls.read_text()

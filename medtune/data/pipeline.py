@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -32,6 +31,7 @@ from medtune.data.select import Selection, select, thin_out
 from medtune.data.source import Row, expected_rows, location, read_rows
 from medtune.data.split import TRAIN, leakage
 from medtune.data.store import SPLITS, Rows, Writer
+from medtune.progress import bars
 
 CHUNK = 1000  # rows that travel to a worker together
 ALONE = 4000  # rows up to which starting workers costs more than it saves
@@ -100,7 +100,7 @@ def screen_all(data: Data, folder: Path, rejects: Any) -> tuple[Seen, Path]:
             before = seen.read
             expected = expected_rows(source, first)
             screen = Screen(data, source, layout, benchmarks)
-            with tqdm(desc=source.name, unit=" rows", total=expected, disable=not sys.stderr.isatty()) as bar:
+            with tqdm(desc=source.name, unit=" rows", total=expected, disable=not bars()) as bar:
                 for size, part in in_parallel(screen, chain(first, rows), expected):
                     writer.write(part.batch)
                     write_rejects(rejects, part.rejects)
