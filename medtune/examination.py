@@ -189,11 +189,20 @@ def stored(path: Path, make: Callable[[], Likelihood], seconds: dict[str, float]
     """What a file holds, or what `make` gives, which is then written, and its seconds noted."""
     if not path.is_file():
         began = time.monotonic()
-        made = make()
-        unfinished = path.with_suffix(".tmp.npz")  # a reader never meets half of it
-        np.savez(unfinished, nll=made.nll, tokens=made.tokens, correct=made.correct)
-        unfinished.replace(path)
+        save_likelihood(path, make())
         seconds[path.stem] = round(time.monotonic() - began, 1)
+    return load_likelihood(path)
+
+
+def save_likelihood(path: Path, found: Likelihood) -> None:
+    """Write a likelihood as a NumPy archive."""
+    unfinished = path.with_suffix(".tmp.npz")  # a reader never meets half of it
+    np.savez(unfinished, nll=found.nll, tokens=found.tokens, correct=found.correct)
+    unfinished.replace(path)
+
+
+def load_likelihood(path: Path) -> Likelihood:
+    """Read what `save_likelihood` wrote."""
     with np.load(path) as arrays:
         return Likelihood(arrays["nll"], arrays["tokens"], arrays["correct"])
 

@@ -4,20 +4,22 @@ It is built once for all members that agree in these, and nothing that a member 
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medtune import model
 from medtune.assessment import measure_base
+from medtune.cache import cached
 from medtune.config import Run
 from medtune.data import Conversations
 from medtune.data.store import SPLITS
-from medtune.examination import Examination, examination
+from medtune.examination import Examination, examination, load_likelihood, name_of, save_likelihood
 from medtune.likelihood import Likelihood, likelihood
 from medtune.proof import Proof, prove
-from medtune.result import hash_of, plain
+from medtune.result import hash_of, plain, read_json, write_json
 from medtune.samples import Answer, Question, answer, questions
 from medtune.tokens import Tokens, tokenize
 from medtune.trainer import collator
@@ -54,15 +56,28 @@ class Foundation:
         return questions(run, self.tokens.validation, self.conversations.validation)
 
     def untuned(self, run: Run) -> Untuned:
-        """What the base does before it is tuned; measured once for all members that ask the same."""
+        """What the base does before it is tuned, measured once for all members and later runs that ask the same."""
         name = hash_of(plain(run.eval))
         if name not in self.measured:
-            rows, batch = self.tokens.validation, run.eval.batch_size
-            self.measured[name] = Untuned(
-                likelihood(self.base, rows["input_ids"][:], rows["labels"][:], batch),
-                answer(self.base, self.tokenizer, self.questions(run), run.eval.max_new_tokens, batch),
-            )
+            self.measured[name] = self.measure_untuned(run)
         return self.measured[name]
+
+    def measure_untuned(self, run: Run) -> Untuned:
+        """From the cache, or else from the base."""
+        rows, asked, evaluation = self.tokens.validation, self.questions(run), run.eval
+        exam = Examination(rows, [], [], [], asked, [])
+        evaluation = replace(evaluation, final_max_new_tokens=evaluation.max_new_tokens)
+        name = name_of(exam, evaluation, self.base, self.fingerprint, None)
+
+        def measure(folder: Path) -> None:
+            found = likelihood(self.base, rows["input_ids"][:], rows["labels"][:], evaluation.batch_size)
+            save_likelihood(folder / "loss.npz", found)
+            answers = answer(self.base, self.tokenizer, asked, evaluation.max_new_tokens, evaluation.batch_size)
+            write_json(folder / "answers.json", {"answers": [asdict(each) for each in answers]})
+
+        folder = cached(f"untuned-{name}", measure)
+        answers = [Answer(**row) for row in read_json(folder / "answers.json")["answers"]]
+        return Untuned(load_likelihood(folder / "loss.npz"), answers)
 
     def examination(self, run: Run) -> Examination | None:
         """What the trained adapter is measured on; None if the test set is empty."""
