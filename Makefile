@@ -6,7 +6,7 @@ ARGS ?=
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data sweep resume train evaluate test lint bench clean
+.PHONY: help setup data sweep resume train evaluate test lint bench bench-gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ test: setup ## run every test, the slow ones with the real small model included
 lint: setup ## check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy medtune
 
-bench: setup ## measure evaluation beside the plain way, and how fast 250,000 rows are prepared
-	@$(BIN)/python tests/bench/evaluation.py && $(BIN)/python tests/bench/data.py
+bench: setup ## measure training, evaluation and data beside the plain way: two hours; less with ARGS="--rounds 1 --only single"
+	@$(BIN)/python tests/bench/training.py $(ARGS) && $(BIN)/python tests/bench/evaluation.py && $(BIN)/python tests/bench/data.py
+
+bench-gpu: setup ## on one GPU: LLaMA 3 8B shapes, members packed against one after another
+	@$(BIN)/python tests/bench/gpu.py $(ARGS)
 
 clean: ## remove .venv and caches; results in multirun/ stay
 	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache

@@ -147,6 +147,8 @@ class Report(TrainerCallback, ExportableState):
         trained = state.global_step > 0
         answers = answer(kwargs["model"], self.tokenizer, self.asked, size, batch) if trained else self.untuned
         self.answering += time.monotonic() - began
+        if trained:
+            write_json(self.metrics_file, self.metrics())
         self.tracker.log_samples(state.global_step, [scored(q, a) for q, a in zip(self.asked, answers, strict=True)])
 
     def on_train_end(

@@ -57,7 +57,20 @@ def test_the_mistakes_in_the_readme_are_answered_as_it_says() -> None:
 
 def test_help_lists_every_target() -> None:
     listed = re.findall(r"^  make ([\w-]+) ", make("help").stdout, re.MULTILINE)
-    assert listed == ["help", "setup", "data", "sweep", "resume", "train", "evaluate", "test", "lint", "bench", "clean"]
+    assert listed == [
+        "help",
+        "setup",
+        "data",
+        "sweep",
+        "resume",
+        "train",
+        "evaluate",
+        "test",
+        "lint",
+        "bench",
+        "bench-gpu",
+        "clean",
+    ]
 
 
 def test_readme_tree_and_groups_are_those_on_disk() -> None:
