@@ -50,8 +50,12 @@ class QuantizationType(Enum):
 
 
 class Attention(Enum):
-    """Attention kernel (transformers); flash_attention_2 needs the package flash-attn and a GPU."""
+    """Attention kernel (transformers); flash_attention_2 needs the package flash-attn and a GPU.
 
+    auto is sdpa, but eager for training on a CPU, where the backward pass of sdpa is slow.
+    """
+
+    auto = "auto"
     sdpa = "sdpa"
     eager = "eager"
     flash_attention_2 = "flash_attention_2"

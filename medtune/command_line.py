@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,11 +29,21 @@ from medtune.checks import problem_with
 from medtune.config import Evaluation, Inspection, Refusal, Run
 from medtune.result import Failure, read_json
 from medtune.schema import did_you_mean, exists, is_mapping
+from medtune.sweep import elsewhere
 
 PACKAGE = Path(__file__).parent
 # In a wheel the YAML files are inside the package, in a checkout beside it.
 HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF, EXPERIMENTS = HOME / "conf", HOME / "experiments"
+
+# Choices that come with an extra of the package.
+EXTRAS = {
+    "hydra/launcher=joblib": "joblib",
+    "hydra/launcher=submitit_local": "slurm",
+    "hydra/launcher=submitit_slurm": "slurm",
+    "hydra/launcher=ray": "ray",
+    "hydra/sweeper=optuna": "optuna",
+}
 
 
 def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = Run) -> None:
@@ -62,6 +72,9 @@ def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = 
             problems.append("--cfg shows one run: leave -m out and give each key one value")
         if problems:
             raise Refusal(*problems)
+        if any(word.startswith("hydra/launcher=") for word in typed) and (common := unswept(typed)):
+            word = f"hydra.job.config.override_dirname.exclude_keys={common}"
+            sys.argv.insert(len(sys.argv) - len(typed), word)
         errors: list[Exception] = []
 
         @wraps(task)
@@ -73,7 +86,8 @@ def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = 
                     raise  # the launcher keeps it, and goes on with the other members
                 errors.append(error)  # kept from Hydra, which would print the overrides above it
 
-        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(run)()
+        with elsewhere.concluded():
+            hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(run)()
         for error in errors:
             raise error
     except Refusal as refusal:
@@ -95,18 +109,23 @@ def command(task: Callable[[DictConfig], Any], config_name: str, schema: type = 
 
 
 def into_sweep(words: list[str]) -> list[str]:
-    """The overrides of a command with `sweep=FOLDER`; with nothing else, those by which the sweep in it was begun.
+    """The overrides of a command with `sweep=FOLDER`; with nothing but Hydra's own beside it, also those by which the
+    sweep in it was begun.
 
     Raises `Refusal` when there is none.
     """
-    folder = next(word for word in words if word.startswith("sweep=")).partition("=")[2].strip("'\"")
+    named = next(word for word in words if word.startswith("sweep=")).partition("=")[2].strip("'\"")
+    folder = Path(named).expanduser()
     given = [word for word in words if not word.startswith("sweep=")]
-    if not given:
-        known = read_json(Path(folder).expanduser() / "sweep.json")
-        if "command" not in known:
-            raise Refusal(f"sweep={folder}: no sweep in it to go on with: name a folder that holds a sweep.json")
-        given = list(map(quoted, known["command"]))
-    return [*given, quoted(f"hydra.sweep.dir={folder}")]
+    if not named:
+        raise Refusal("sweep= names no folder: sweep=multirun/medtune/TIME")
+    if all(word.startswith("hydra") for word in given):  # how it is run, not what
+        known = read_json(folder / "sweep.json").get("command")
+        if known is None:
+            raise Refusal(f"sweep={named}: no sweep in it to go on with: name a folder that holds a sweep.json")
+        anew = {word.partition("=")[0] for word in given}
+        given = [*(word for word in map(quoted, known) if word.partition("=")[0] not in anew), *given]
+    return [*given, f"hydra.sweep.dir='{folder}'"]
 
 
 def quoted(word: str) -> str:
@@ -117,6 +136,15 @@ def quoted(word: str) -> str:
     if listed := re.fullmatch(r"\[(.*)\]", value):
         return f"{name}=[{','.join(repr(part.strip()) for part in listed[1].split(','))}]"
     return f"{name}='{value}'" if "[" not in value else word
+
+
+def unswept(words: Sequence[str]) -> list[str]:
+    """The keys that have one value for all members of a sweep; none if there is no sweep."""
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    task = [override for override in parsed if not override.is_hydra_override()]
+    if not any(override.is_sweep_override() for override in task):
+        return []
+    return [override.get_key_element() for override in task if not override.is_sweep_override()]
 
 
 def leave(status: int, *lines: str) -> NoReturn:
@@ -171,7 +199,7 @@ def problems_typed(words: list[str], schema: type) -> Iterator[str]:
             continue  # a member of a mixture
         elif override.is_delete():
             yield f"{word}: nothing can be taken out of a run; change it, as {word.strip('~')}=…"
-        elif name == "hydra.run.dir" and (Path(str(override.value())) / "run.json").exists():
+        elif name == "hydra.run.dir" and is_over(Path(str(override.value()))):
             # Here, because Hydra writes its own files into the folder before the run could refuse.
             yield f"{override.value()} already holds a run, which would be overwritten: choose another hydra.run.dir"
         elif name.startswith("hydra"):
@@ -190,6 +218,11 @@ def problems_typed(words: list[str], schema: type) -> Iterator[str]:
                     yield problem
 
 
+def is_over(folder: Path) -> bool:
+    """Whether a folder holds a run that nothing is left to do of, or whose run.json cannot be read."""
+    return (folder / "run.json").exists() and read_json(folder / "run.json").get("status", "done") in ("done", "pruned")
+
+
 def unknown_options(override: Override) -> Iterator[str]:
     """One line for each choice that a group does not have."""
     group = override.key_or_group
@@ -200,6 +233,8 @@ def unknown_options(override: Override) -> Iterator[str]:
 
 def nearest(group: str, choice: str) -> str:
     """The option of a group that was probably meant, or all there are."""
+    if extra := EXTRAS.get(f"{group}={choice}"):
+        return f"not installed: pip install 'medtune[{extra}]'"
     known = options(group) or [name.removesuffix(".yaml") for name in ConfigStore.instance().list(group)]
     near = difflib.get_close_matches(choice, known, n=1)
     return f"did you mean {group}={near[0]}?" if near else f"there is {', '.join(known)}"

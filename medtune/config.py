@@ -257,9 +257,12 @@ class Evaluation(Run):
     run: Any = key("a result folder of a run or a sweep, or a list of them; null: the base alone", "path")
 
 
-def folder_name(overrides: Sequence[str]) -> str:
-    """A member's folder, from its overrides: readable, one path component, different for different overrides."""
-    plain = ",".join(overrides) or "defaults"
+def folder_name(overrides: Sequence[str], common: Sequence[str] = ()) -> str:
+    """A member's folder, from its overrides: readable, one path component, different for different overrides.
+
+    `common`: keys that are the same for all members, left out.
+    """
+    plain = ",".join(word for word in overrides if word.partition("=")[0] not in common) or "defaults"
     safe = re.sub(r"[^\w=.,+~-]", "_", plain)[:120]
     if safe != plain:
         safe += "-" + hashlib.sha256(plain.encode()).hexdigest()[:8]

@@ -5,12 +5,16 @@ In training that is between two micro-batches, or between two batches of an eval
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 _deferring = 0  # how many runs of this process want to be asked, not thrown out
 _requested = False
+_asked = 0.0  # when
+
+MOMENT = 2.0  # seconds
 
 
 class Interrupted(KeyboardInterrupt):
@@ -18,19 +22,24 @@ class Interrupted(KeyboardInterrupt):
 
 
 def handle(signum: int, frame: FrameType | None) -> None:
-    """Signal handler: raise KeyboardInterrupt; while runs can save, only ask them to stop, the first time."""
-    asked = _requested
-    request(signum, frame)
-    if not asked:
-        # Not through logging: this may have come in the middle of it, with its locks held.
-        os.write(2, b"medtune: stopping: saving first; once more stops at once\n")
+    """Signal handler: raise KeyboardInterrupt; while runs can save, only ask them to stop, the first time.
 
-
-def request(signum: int, frame: FrameType | None) -> None:
-    """The same in silence, for a process whose parent says it."""
-    global _requested
+    What comes within a moment of the first is the same wish: a scheduler signals a process and its whole group.
+    """
+    global _asked
+    if _requested and time.monotonic() - _asked < MOMENT:
+        return
     if not _deferring or _requested:
         raise KeyboardInterrupt
+    _asked = time.monotonic()
+    ask(signum, frame)
+    # Not through logging: this may have come in the middle of it, with its locks held.
+    os.write(2, b"medtune: stopping: saving first; once more stops at once\n")
+
+
+def ask(signum: int, frame: FrameType | None) -> None:
+    """Signal handler of a worker: ask to stop, and leave it to the parent to stop at once."""
+    global _requested
     _requested = True
 
 

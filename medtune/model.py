@@ -75,7 +75,7 @@ def load_base(
             revision=model.revision,
             dtype=dtype,
             quantization_config=quantization_config(quantization, dtype),
-            attn_implementation=model.attn_implementation.name,
+            attn_implementation=kernel(model.attn_implementation),
             device_map={"": device},
             trust_remote_code=False,
         ),
@@ -95,6 +95,31 @@ def load_base(
         torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
     )
     return base
+
+
+def kernel(attention: Attention) -> str:
+    """The attention kernel as transformers calls it, outside of training."""
+    return "sdpa" if attention is Attention.auto else attention.name
+
+
+def training_kernel(model: Model, max_length: int, device: torch.device) -> str:
+    """The attention kernel in training: on a CPU a step with eager attention takes 0.7 of the time with sdpa.
+
+    It holds the whole matrix of attention, so it is left to rows of up to 1,024 tokens.
+    """
+    eager = model.attn_implementation is Attention.auto and device.type == "cpu" and max_length <= 1024
+    return "eager" if eager else kernel(model.attn_implementation)
+
+
+@contextmanager
+def attending(base: PreTrainedModel, with_kernel: str) -> Iterator[None]:
+    """Another attention kernel, while it lasts; it is looked up at every forward pass, also at a recomputed one."""
+    before = base.config._attn_implementation
+    base.config._attn_implementation = with_kernel
+    try:
+        yield
+    finally:
+        base.config._attn_implementation = before
 
 
 def device_for(model: Model) -> torch.device:

@@ -30,6 +30,9 @@ PACKAGES = (
 RECORDED = ("name.", "wandb.")  # keys that say where a run is recorded, and change nothing in it
 
 
+SAME = {"data_fingerprint": "data", "base": "base"}  # what a run that goes on must find as it was
+
+
 class Failure(Exception):
     """A run started and did not finish; its folder holds the traceback."""
 
@@ -72,7 +75,8 @@ class Result:
         try:
             self.before = require_same_run(self.out, self.facts["configuration"])
             if self.before:
-                self.facts |= {"started": self.before["started"], "resumed": [*self.before.get("resumed", []), now()]}
+                kept = {name: self.before[name] for name in ("started", *SAME) if name in self.before}
+                self.facts |= kept | {"resumed": [*self.before.get("resumed", []), now()]}
             self.earlier = self.before.get("seconds") or 0.0
             self.write()
         except BaseException:
@@ -110,7 +114,7 @@ class Result:
 
         Raises `Refusal` when this run began with other data or another base: this would not be its continuation.
         """
-        for name, what in (("data_fingerprint", "data"), ("base", "base")):
+        for name, what in SAME.items():
             if name in facts and self.before.get(name, facts[name]) != facts[name]:
                 raise Refusal(f"{self.out} was begun with other {what} than this: choose another folder to begin anew")
         self.facts |= facts

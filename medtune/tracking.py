@@ -32,7 +32,7 @@ class Tracker:
         self.samples = out / "samples.jsonl"
         for path in (self.history, self.samples):
             rewind(path, saved)
-        identity = hash_of({"name": name, "group": group, "started": started})  # a resumed run stays the same one
+        identity = hash_of({"member": name, "group": group, "started": started})  # a resumed run stays the same one
         self.run = start(out, wandb, name, group, config, identity)
         self.table: Any = None
 
@@ -140,8 +140,10 @@ def rewind(path: Path, saved: Saved | None) -> None:
         evaluation = "loss" not in row
         if row["step"] < saved.step or (row["step"] == saved.step and (saved.evaluated or not evaluation)):
             kept.append(row)
-    path.unlink(missing_ok=True)
-    append(path, kept)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.unlink(missing_ok=True)
+    append(unfinished, kept)
+    unfinished.replace(path)
 
 
 def first_line(error: Exception) -> str:

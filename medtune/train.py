@@ -96,8 +96,12 @@ def train(
                 trainer.backward_through_base = lane.backward
             tracker.summarize({f"data/{name}": count for name, count in conversations.report["funnel"].items()})
             trainer.run(saved)
+            try:
+                foundation.require_unchanged()
+            except Exception:
+                shutil.rmtree(out / "checkpoints")  # they were trained on it
+                raise
             adapter.release(tuned, tokenizer, out / "adapter", tokens.validation[0]["input_ids"])
-            foundation.require_unchanged()
             metrics = report.metrics()
             tracker.summarize(metrics)
             if run.eval.final:

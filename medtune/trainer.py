@@ -32,6 +32,7 @@ from medtune import adapter, checkpoints, interruption
 from medtune.config import Run
 from medtune.dropout import key_dropout
 from medtune.likelihood import Likelihood, add_taught_loss, base_of, likelihood
+from medtune.model import attending, training_kernel
 from medtune.result import Paused
 from medtune.tokens import IGNORED, Tokens
 
@@ -106,6 +107,7 @@ def build_trainer(
         callbacks=[key_dropout(model, run.seed), *callbacks, *stopping, StopAtNonFiniteGradient()],
         untuned=untuned,
         group_by_length=config.group_by_length,
+        attention=training_kernel(run.model, config.max_length, model.device),
     )
     trainer.remove_callback(PrinterCallback)
     adapter.to_float32(model)
@@ -124,10 +126,10 @@ class AdapterTrainer(SFTTrainer):
     model: PeftModel
     processing_class: PreTrainedTokenizerBase
 
-    def __init__(self, untuned: Likelihood, group_by_length: bool, **kwargs: Any) -> None:
+    def __init__(self, untuned: Likelihood, group_by_length: bool, attention: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         add_taught_loss(base_of(self.model))
-        self.untuned, self.group_by_length = untuned, group_by_length
+        self.untuned, self.group_by_length, self.attention = untuned, group_by_length, attention
         self.pause_at: int | None = None  # optimizer step
         self.evaluating = False
         # In a pack the member's own backward pass ends at the base, which then runs once for all.
@@ -150,21 +152,28 @@ class AdapterTrainer(SFTTrainer):
             elif saved.finished:
                 self.conclude(saved)
             elif self.pause_at is not None and saved.step >= self.pause_at:
+                if not saved.evaluated:
+                    self.catch_up(saved)
                 raise Paused
             else:
                 self.args.eval_on_start = not saved.evaluated
                 self.train(resume_from_checkpoint=str(saved.folder))
         except interruption.Interrupted:
+            self.pause_at = None  # this is another reason to stop
             self.save_now()
             raise
 
     def conclude(self, saved: checkpoints.Saved) -> None:
         """Do what is left after the last step: the stock trainer would take one step more."""
+        self.catch_up(saved)
+        self._load_best_model()
+
+    def catch_up(self, saved: checkpoints.Saved) -> None:
+        """Take over a checkpoint's state, and make the evaluation that was due there if it is not in it."""
         self._init_training_state(saved.state["max_steps"], saved.step, 1, str(saved.folder), None)
         if not saved.evaluated:
             self._load_from_checkpoint(str(saved.folder))
             self._evaluate(None, None, skip_scheduler=True)
-        self._load_best_model()
 
     def save_now(self) -> None:
         """Save a checkpoint of the last optimizer step, unless there is one.
@@ -206,7 +215,8 @@ class AdapterTrainer(SFTTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass. Raises `Diverged` when the loss is not finite."""
         interruption.check()
-        loss = super().training_step(*args, **kwargs)
+        with attending(base_of(self.model), self.attention):
+            loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise Diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the learning rate")
         self.backward_through_base()

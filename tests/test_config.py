@@ -186,7 +186,7 @@ def test_a_learning_rate_given_as_text_is_a_number_or_refused() -> None:
         (["model.architecture={hidden_size:3}"], ["HYDRA_FULL_ERROR=1 shows where"]),
         (["lora.r=1,2", "-m", "--cfg", "job"], ["--cfg shows one run: leave -m out"]),
         (["~lora"], ["~lora: nothing can be taken out of a run"]),
-        (["hydra/launcher=joblb"], ["hydra/launcher=joblb: there is basic, packed"]),
+        (["hydra/launcher=nowhere"], ["hydra/launcher=nowhere: there is basic, "]),
         (["hydra.run.dirr=x"], ["Could not override 'hydra.run.dirr'"]),
         (["LORA.R=8"], ["LORA.R: did you mean lora.r?"]),
         (["seed=99999999999"], ["seed must be at least 0 and at most 4294967295 (integer), not 99999999999"]),

@@ -1,5 +1,6 @@
 """What a newcomer does first: make, and the commands of the README."""
 
+import importlib.util
 import os
 import re
 import shlex
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from medtune.command_line import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +27,13 @@ def shell_lines() -> list[str]:
     return [shlex.join(shlex.split(line, comments=True)) for block in blocks for line in block.splitlines() if line]
 
 
+def installed(word: str) -> bool:
+    """Whether an engine that an override chooses is there; CI has them all."""
+    group, _, choice = word.partition("=")
+    plugin = f"hydra_plugins.hydra_{choice.partition('_')[0]}_{group.partition('/')[2]}"
+    return word not in EXTRAS or importlib.util.find_spec(plugin) is not None
+
+
 def test_every_python_command_of_the_readme_composes(tmp_path: Path) -> None:
     commands = [line for line in shell_lines() if line.startswith("python -m medtune.")]
     assert len(commands) >= 14
@@ -32,6 +42,9 @@ def test_every_python_command_of_the_readme_composes(tmp_path: Path) -> None:
     for line in commands:
         module, *words = [word for word in shlex.split(line)[2:] if word != "-m" and not word.startswith("sweep=")]
         # A sweep composes one member at a time: its first.
+        if not all(map(installed, words)):
+            continue
+        words = [word for word in words if not re.search(r"=(choice|tag|interval)\(", word)]
         words = [re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words]
         extra = [] if {"--help", "--cfg"} & set(words) else ["--cfg", "job"]
         answer = subprocess.run(

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from medtune.config import Refusal, Run
-from medtune.result import read_json, read_lines
+from medtune.result import plain, read_json, read_lines
 from medtune.sweep import engine, ledger
 from medtune.sweep.engine import Settings, grouped, run_sweep
 from medtune.sweep.halving import Halving, Rung
@@ -101,7 +101,7 @@ def test_two_processes_do_not_share_a_folder(
 def test_a_process_that_was_killed_leaves_an_interrupted_member(tiny_run: Compose, tmp_path: Path) -> None:
     (member,) = members_of(tiny_run, tmp_path, "lora.r=2")
     member.folder.mkdir()
-    (member.folder / "run.json").write_text(json.dumps({"status": "running"}))
+    (member.folder / "run.json").write_text(json.dumps({"status": "running", "configuration": plain(member.run)}))
     with opened(tmp_path, []) as found:
         found.enter([member])
     assert rows_of(tmp_path)["lora.r=2"]["status"] == "interrupted"
@@ -150,7 +150,7 @@ def test_settings_that_cannot_be(setting: str) -> None:
         "width": None,
         "processes": None,
         "prune": None,
-        name: {"true": True, "two": "two"}.get(value) or float(value),
+        name: {"true": True, "two": "two", "1.5": 1.5}.get(value) or int(value),
     }
     with pytest.raises(Refusal, match=rf"hydra\.launcher\.{name} must be a whole number of at least"):
         Settings(**given)
@@ -170,10 +170,10 @@ def test_halving_keeps_the_best_at_every_rung(tiny_run: Compose, tmp_path: Path)
     assert [(rung["evaluation"], rung["step"]) for rung in kept] == [(1, 2), (2, 4)], (
         "nobody is stopped at the last step"
     )
-    names = {rate: name for rate, name in zip(RATES, each, strict=True)}
-    assert kept[0]["kept"] == [names["3e-3"], names["1e-3"], names["1e-4"]]
-    assert kept[0]["pruned"] == [names["1e-5"], names["1e-6"]]
-    assert kept[1]["kept"] == [names["3e-3"], names["1e-3"]]
+    keys = {rate: member.key for rate, member in zip(RATES, members, strict=True)}
+    assert kept[0]["kept"] == [keys["3e-3"], keys["1e-3"], keys["1e-4"]]
+    assert kept[0]["pruned"] == [keys["1e-5"], keys["1e-6"]]
+    assert kept[1]["kept"] == [keys["3e-3"], keys["1e-3"]]
     for member in members:
         steps = [row["step"] for row in read_lines(member.folder / "history.jsonl") if "loss" in row]
         assert (

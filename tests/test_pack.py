@@ -56,7 +56,7 @@ def compare(alone: Path, packed: Path) -> Compared:
 def pack_up(runs: list[Run], folder: Path, width: int, checkpointing: bool = False) -> tuple[Foundation, Pack, Any]:
     """A pack that is about to run: its foundation, itself, and the function that gives it its jobs."""
     foundation = lay_foundation(runs[0])
-    pack = Pack(foundation.base, width, checkpointing)
+    pack = Pack(foundation.base, width, checkpointing, "eager")
     waiting = deque(enumerate(runs))
     failures: dict[int, Exception] = {}
 

@@ -16,6 +16,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from medtune.checkpoints import newest
+from medtune.command_line import unswept
 from medtune.result import read_lines
 from medtune.sweep.ledger import names
 
@@ -288,8 +289,9 @@ def test_a_second_run_into_a_folder_changes_nothing_there(tmp_path: Path) -> Non
 
 def test_members_are_named_by_what_differs() -> None:
     members = [["data=local", "seed=1", "lora.r=8"], ["data=local", "seed=1", "lora.r=16"]]
-    given = ["data=local", "seed=1", "lora.r=8,16"]
-    assert names(members, given) == ["lora.r=8", "lora.r=16"]
-    assert names([["a=1", "b=2"]], ["a=1", "b=2"]) == ["a=1,b=2"]
-    assert names([["a=1", "b=2"]], ["a=1"]) == ["b=2"], "of one alone, what a sweeper chose"
+    assert names(members, ["data", "seed"]) == ["lora.r=8", "lora.r=16"]
+    assert names(members[:1], ["data", "seed"]) == ["lora.r=8"], "of one alone, what a sweeper chose"
+    assert names(members[:1], []) == ["data=local,seed=1,lora.r=8"]
     assert names([["a=1", "b=2"], ["a=2", "b=3"]], []) == ["a=1,b=2", "a=2,b=3"]
+    assert unswept(["data=local", "seed=1", "lora.r=8,16", "hydra.sweep.dir=x"]) == ["data", "seed"]
+    assert unswept(["data=local"]) == []

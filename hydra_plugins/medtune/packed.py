@@ -72,9 +72,10 @@ class PackedLauncher(Launcher):
             finally:
                 for member in members:
                     ledger.update(member)
-                from medtune.comparison import summary  # reads Parquet: nothing that a mistyped sweep should wait for
+                if self.config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # others come again with more
+                    from medtune.comparison import summary  # reads Parquet: not before it is needed
 
-                print(summary(ledger.folders), flush=True)
+                    print(summary(ledger.folders), flush=True)
         failed = [
             f"{row['overrides']}: {str(row['error']).splitlines()[0]}"
             for row in (ledger.rows[member.key] for member in members)
@@ -96,10 +97,12 @@ class PackedLauncher(Launcher):
     ) -> tuple[list[Any], list[DictConfig]]:
         """Members, and their composed configurations. Raises `Refusal` with every member's mistakes."""
         from medtune.checks import typed
+        from medtune.command_line import unswept
         from medtune.config import Refusal, Run
         from medtune.sweep.ledger import Member, folder_of, names
 
-        called = names([filter_overrides(words) for words in job_overrides], self.config.hydra.overrides.task)
+        common = unswept(self.config.hydra.overrides.task)
+        called = names([filter_overrides(words) for words in job_overrides], common)
         members, configs, problems = [], [], []
         for i, (name, words) in enumerate(zip(called, job_overrides, strict=True)):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))

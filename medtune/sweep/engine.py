@@ -11,17 +11,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medtune import interruption
-from medtune.config import Refusal
+from medtune.config import Refusal, Run
 from medtune.logs import FILE_ONLY, speaking
 from medtune.progress import Progress
-from medtune.result import Failure, Paused, Result
+from medtune.result import Failure, Paused, Result, hash_of, plain
 from medtune.sweep.halving import Halving
 from medtune.sweep.ledger import OVER, Ledger, Member
+from medtune.tracking import first_line
 from medtune.train import lay_foundation, train
 
 if TYPE_CHECKING:
     from medtune.foundation import Foundation
     from medtune.sweep.pack import Lane
+    from medtune.sweep.plan import Size
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 class Settings:
     """How members are run. None: as many as pay.
 
-    `width`: trained together in one pass through the base; `processes`: on as many cores, one thread each or more;
+    `width`: trained together in one pass through the base; `processes`: on as many cores, one thread each;
     `prune`: successive halving keeps one in so many at every rung, None keeps all.
     """
 
@@ -59,14 +61,16 @@ def run_sweep(members: Sequence[Member], ledger: Ledger, settings: Settings) -> 
     for member in members:
         if member.status in OVER:
             log.info("%s is %s already", member.name, member.status)
+    foundations, failed = Foundations(), set[str]()
     with Progress([member.name for member in members]) as progress:
         for member in members:
             progress.update(member.name, status=member.status, eval_loss=member.eval_loss)
         for rung in [*(halving.rungs if halving else []), None]:
             # All get as far as a rung before anyone is judged there.
-            for group in grouped([member for member in members if member.status not in OVER]):
-                if left := [member for member in group if rung is None or not rung.reached(member)]:
-                    Crew(left, ledger, settings, progress, rung.step if rung else None).run()
+            left = [m for m in members if m.status not in OVER and m.name not in failed]
+            for group in grouped([m for m in left if rung is None or not rung.reached(m)]):
+                Crew(group, ledger, settings, progress, rung.step if rung else None).run(foundations)
+                failed |= {m.name for m in group if m.status not in (*OVER, "paused")}
             if halving and rung:
                 for member in halving.judge(rung):
                     progress.update(member.name, status="pruned")
@@ -74,14 +78,32 @@ def run_sweep(members: Sequence[Member], ledger: Ledger, settings: Settings) -> 
 
 def grouped(members: Sequence[Member]) -> list[list[Member]]:
     """Members that can stand on one foundation, together."""
-    from medtune.result import hash_of, plain
-
     groups: dict[str, list[Member]] = {}
     for member in members:
-        run = member.run
-        shared = [plain(run.data), plain(run.model), plain(run.quantization), run.trainer.max_length]
-        groups.setdefault(hash_of({"shared": shared}), []).append(member)
+        groups.setdefault(shared_by(member.run), []).append(member)
     return list(groups.values())
+
+
+def shared_by(run: Run) -> str:
+    """Equal for runs that can stand on one foundation."""
+    parts = [plain(run.data), plain(run.model), plain(run.quantization), run.trainer.max_length]
+    return hash_of({"shared": parts})
+
+
+class Foundations:
+    """The foundation that was used last, which the next group of members or the next rung may need again."""
+
+    def __init__(self) -> None:
+        self.key = ""
+        self.latest: Foundation | None = None
+
+    def of(self, run: Run) -> "Foundation":
+        """The foundation of a run. Raises what laying it raises."""
+        if self.latest is None or self.key != shared_by(run):
+            self.latest = None  # before the memory is asked for
+            gc.collect()
+            self.latest, self.key = lay_foundation(run), shared_by(run)
+        return self.latest
 
 
 class Crew:
@@ -94,32 +116,33 @@ class Crew:
         self.queue = deque(self.members)
         self.ledger, self.settings, self.progress, self.pause_at = ledger, settings, progress, pause_at
 
-    def run(self) -> None:
-        """Lay the foundation and run everybody on it."""
+    def run(self, foundations: "Foundations") -> None:
+        """Run everybody on their foundation; if that cannot be had, none of them can."""
+        from medtune.sweep.plan import plan
+
+        runs = [member.run for member in self.members.values()]
         try:
-            foundation = lay_foundation(next(iter(self.members.values())).run)
+            foundation = foundations.of(runs[0])
+            size = plan(runs, foundation, self.settings.width, self.settings.processes)
+            for run in runs:  # once for all, and with all cores
+                foundation.untuned(run)
         except Exception as error:
             for name in self.members:
                 self.refuse(name, error)
             return
         with interruption.deferred():
-            self.run_on(foundation)
+            self.run_on(foundation, size)
             interruption.check()
 
-    def run_on(self, foundation: "Foundation") -> None:
+    def run_on(self, foundation: "Foundation", size: "Size") -> None:
         """Run everybody, as many at a time as the machine holds."""
+        from medtune.model import training_kernel
         from medtune.sweep.pack import Pack
-        from medtune.sweep.plan import plan
         from medtune.sweep.workers import Workers
 
-        runs = [member.run for member in self.members.values()]
-        size = plan(runs, foundation, self.settings.width, self.settings.processes)
-        for run in runs:  # once for all, and with all cores
-            foundation.untuned(run)
-            if size.processes > 1 and run.eval.final:
-                foundation.test_base(run)
         if size.processes > 1:
-            Workers(self, size.processes, size.threads).run(lambda desk: work(desk, foundation, self.pause_at))
+            self.test_base(foundation)
+            Workers(self, size.processes).run(lambda desk: work(desk, foundation, self.pause_at))
         elif size.width > 1:
             log.info("%s members train together", size.width)
 
@@ -127,9 +150,20 @@ class Crew:
                 member = self.next()
                 return partial(run_member, member, self, foundation, self.pause_at) if member else None
 
-            Pack(foundation.base, size.width, size.checkpointing).run(next_job)
+            run, base = next(iter(self.members.values())).run, foundation.base
+            attention = training_kernel(run.model, run.trainer.max_length, base.device)
+            Pack(base, size.width, size.checkpointing, attention).run(next_job)
         else:
             work(self, foundation, self.pause_at)
+
+    def test_base(self, foundation: "Foundation") -> None:
+        """Measure the base on the test set with all cores; otherwise one worker would, and the others wait for it."""
+        try:
+            for member in self.members.values():
+                if member.run.eval.final:
+                    foundation.test_base(member.run)
+        except Exception as error:  # every member meets it after training, and loses no adapter by it
+            log.error("the untuned base could not be measured on the test set: %s", error)
 
     # What a worker asks and tells; `Workers` puts a pipe between.
 
@@ -154,7 +188,7 @@ class Crew:
     def refuse(self, name: str, error: Exception) -> None:
         """A member ended before it began."""
         member = self.members[name]
-        with speaking(name, member.folder), ended_alone(name), Result(member.run, member.folder):
+        with ended_alone(name), speaking(name, member.folder), Result(member.run, member.folder):
             raise error
         self.ended(name)
 
@@ -170,7 +204,7 @@ def run_member(
 ) -> None:
     """Run one member; whatever ends it is its own, and is in its folder."""
     name = member.name
-    with speaking(name, member.folder), ended_alone(name):
+    with ended_alone(name), speaking(name, member.folder):
         train(member.run, member.folder, foundation, lane, pause_at, lambda **values: desk.watch(name, **values))
     gc.collect()  # a model is part of reference cycles: without this the next member meets it in memory
     desk.ended(name)
@@ -187,7 +221,7 @@ def ended_alone(name: str) -> Iterator[None]:
         if not interruption.requested():
             raise
     except Exception as error:
-        log.error("did not finish: %s", str(error).splitlines()[0])
+        log.error("%s did not finish: %s", name, first_line(error))
         if not isinstance(error, Refusal | Failure):  # from outside of its result folder
             log.error("traceback", exc_info=error, extra=FILE_ONLY)
         for each in (error, error.__cause__):

@@ -56,9 +56,10 @@ class Halving:
 
     def judge(self, rung: Rung) -> list[Member]:
         """Stop those that fall behind at a rung, and return them; a decision that is in the ledger stands."""
-        decision = next((known for known in self.ledger.rungs if known["evaluation"] == rung.evaluation), None)
-        decision = decision or self.decide(rung)
-        pruned = [m for m in self.members if m.name in decision["pruned"] and m.status not in OVER]
+        running = {m.key for m in self.members if m.status not in OVER and rung.reached(m)}
+        stands = [d for d in self.ledger.rungs if d["step"] == rung.step and running <= {*d["kept"], *d["pruned"]}]
+        decision = stands[-1] if stands else self.decide(rung)
+        pruned = [m for m in self.members if m.key in decision["pruned"] and m.status not in OVER]
         for member in pruned:
             facts = read_json(member.folder / "run.json")
             why = f"fell behind at step {rung.step}: successive halving kept others"
@@ -71,15 +72,15 @@ class Halving:
         """Rank those that still run, and write down who is kept."""
         running = [m for m in self.members if m.status not in OVER and rung.reached(m)]
         if len(running) < 2:
-            return {"pruned": []}
+            return {"kept": [], "pruned": []}
         ranked = sorted(running, key=lambda member: (rung.loss(member), member.name))
         kept = ranked[: math.ceil(len(ranked) / self.keep_one_in)]
         decision = {
             "evaluation": rung.evaluation,
             "step": rung.step,
             "eval_loss": {member.name: rung.loss(member) for member in ranked},
-            "kept": [member.name for member in kept],
-            "pruned": [member.name for member in ranked[len(kept) :]],
+            "kept": [member.key for member in kept],
+            "pruned": [member.key for member in ranked[len(kept) :]],
         }
         self.ledger.rungs.append(decision)
         self.ledger.write()
@@ -88,5 +89,5 @@ class Halving:
 
 def judged_by(member: Member) -> dict[str, Any]:
     """What a member's eval_loss depends on beside its training."""
-    run = member.run
-    return {"data": plain(run.data), "eval": plain(run.eval), "trainer": {"max_length": run.trainer.max_length}}
+    parts = {name: plain(getattr(member.run, name)) for name in ("data", "model", "eval")}
+    return parts | {"trainer": {"max_length": member.run.trainer.max_length}}

@@ -70,10 +70,11 @@ class Ledger:
             seen[member.key] = member.name
             if member.key in self.rows:
                 member.folder = self.path.parent / self.rows[member.key]["folder"]
-            elif member.folder.name in named:
-                changed = ", ".join(differences(named[member.folder.name]["configuration"], plain(member.run)))
+                continue
+            before = named.get(member.folder.name) or read_json(member.folder / "run.json")
+            if before and (changed := differences(before.get("configuration", {}), plain(member.run))):
                 problems.append(
-                    f"{member.folder} holds a member that differs in {changed}: name another sweep folder for these"
+                    f"{member.folder} holds a member that differs in {', '.join(changed)}: name another sweep folder"
                 )
         if problems:
             raise Refusal(*problems)
@@ -133,14 +134,15 @@ def opened(sweep: Path, command: Sequence[str]) -> Iterator[Ledger]:
         lock.release()
 
 
-def names(overrides: Sequence[Sequence[str]], given: Sequence[str]) -> list[str]:
+def names(overrides: Sequence[Sequence[str]], common: Sequence[str]) -> list[str]:
     """What members are called: of the overrides of each, those that are not the same for all.
 
-    `given`: overrides that were typed once for all. A member that has no others is called by all of its overrides.
+    `common`: keys that have one value in the whole sweep, of which these may be a part. A member that has no others is
+    called by all of its overrides.
     """
-    differing = [place for place, values in enumerate(zip(*overrides, strict=True)) if len(set(values)) > 1] or [
-        place for place, word in enumerate(overrides[0]) if word not in given
-    ]
+    differing = [place for place, word in enumerate(overrides[0]) if common and word.partition("=")[0] not in common]
+    if not differing:
+        differing = [place for place, values in enumerate(zip(*overrides, strict=True)) if len(set(values)) > 1]
     return [",".join(words[place] for place in differing) or ",".join(words) for words in overrides]
 
 

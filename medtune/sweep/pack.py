@@ -11,6 +11,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -140,7 +141,7 @@ class Pass:
 class Pack:
     """Runs jobs, at most `width` at a time, on one frozen base."""
 
-    def __init__(self, base: PreTrainedModel, width: int, checkpointing: bool) -> None:
+    def __init__(self, base: PreTrainedModel, width: int, checkpointing: bool, attention: str) -> None:
         self.base, self.width, self.checkpointing = base, width, checkpointing
         self.together = width  # rows of so many members go through the base at a time; fewer when memory is short
         self.lanes: list[Lane] = []
@@ -149,6 +150,7 @@ class Pack:
         self.finished = threading.Event()
         self.broken: list[BaseException] = []
         tree = view(base).train()
+        tree.config._attn_implementation = attention
         if checkpointing:
             # Dropout has its own seeds: nothing random happens that a recomputation would have to repeat.
             tree.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -178,15 +180,19 @@ class Pack:
 
     def pass_turn(self, lane: Lane) -> None:
         """Called by the member that has the turn when it waits or ends: whoever can go on is next."""
-        if lane.done:
-            self.lanes.remove(lane)
-            if job := self.next_job():
-                self.admit(job)
+        try:
+            if lane.done:
+                self.lanes.remove(lane)
+                if job := self.next_job():
+                    self.admit(job)
+            if self.lanes and all(other.waiting for other in self.lanes):
+                self.serve()
+        except BaseException as error:  # of the pack itself: nobody would ever have the turn again
+            self.broken.append(error)
+            self.lanes.clear()
         if not self.lanes:
             self.finished.set()
             return
-        if all(other.waiting for other in self.lanes):
-            self.serve()
         next(other for other in self.lanes if not other.waiting).turn.release()
 
     def serve(self) -> None:
@@ -246,7 +252,8 @@ class Pack:
                 lanes[0].error = error
             elif out_of_memory(error):
                 self.together = half(lanes)
-                log.warning("out of memory: %s members go through the base at a time from now on", self.together)
+                words = "out of memory: %s members go through the base at a time from now on"
+                Context().run(log.warning, words, self.together)  # said by the pack, not by the member that serves
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from medtune.config import Run
+from medtune.choices import QuantizationType
+from medtune.config import Refusal, Run
 from medtune.foundation import Foundation
 from medtune.memory import free_bytes, member_bytes, needs_checkpointing
 
@@ -20,11 +21,10 @@ PROCESS_BYTES = 1.5e9  # what a worker takes on a CPU beside training: answers i
 
 @dataclass
 class Size:
-    """`width` members train together in each of `processes`, which have `threads` each."""
+    """`width` members train together, or as many as `processes` each on a core of its own."""
 
     width: int
     processes: int
-    threads: int
     checkpointing: bool
 
 
@@ -35,21 +35,33 @@ def plan(runs: Sequence[Run], foundation: Foundation, width: int | None, process
     thread do 1.4 times the work of one process of two: as many processes as there are cores and memory.
     """
     base = foundation.base
+    forks = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+    problems = []
+    if processes and processes > 1 and (base.device.type == "cuda" or not forks):
+        problems.append("hydra.launcher.processes works on a CPU under Linux only: leave it out")
+    if processes and width and processes > 1 and width > 1:
+        problems.append("hydra.launcher.processes, hydra.launcher.width: members train together or apart: choose one")
+    int8 = any(run.quantization and run.quantization.type is QuantizationType.int8 for run in runs)
+    if int8 and width and width > 1:  # its outlier columns are those of all rows
+        problems.append("hydra.launcher.width: members in int8 would change each other: choose quantization=nf4")
+    if problems:
+        raise Refusal(*problems)
     checkpointing = any([needs_checkpointing(run, base) for run in runs])
     free = free_bytes(base.device)
     needed = max(member_bytes(run, base, checkpointing) for run in runs)
     cores = torch.get_num_threads()  # as OMP_NUM_THREADS has it, if that is set
     if width is None:
-        fits = int(0.9 * free / needed) if base.device.type == "cuda" else 1
+        fits = int(0.9 * free / needed) if base.device.type == "cuda" and not int8 else 1
         width = max(1, min(len(runs), MOST, fits))
     if processes is None:
-        forks = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
         alone = base.device.type == "cuda" or width > 1 or not forks
-        processes = 1 if alone else min(cores, int(0.9 * free / (needed + PROCESS_BYTES)))
+        processes = 1 if alone else min(cores, len(runs), int(0.9 * free / (needed + PROCESS_BYTES)))
+        if 2 * processes <= cores:  # one after another on all cores is faster
+            processes = 1
     processes = max(1, min(processes, len(runs)))
     if processes > 1:
         width = 1
-    threads = max(1, cores // processes)
+    # A forked process has one thread: OpenMP's pool does not survive the fork, and would be waited for for ever.
     if processes > 1:
         log.info("%s members at a time, each on its own core", processes)
-    return Size(width, processes, threads, checkpointing)
+    return Size(width, processes, checkpointing)

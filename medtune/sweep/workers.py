@@ -58,10 +58,10 @@ class Line(QueueHandler):
 
 
 class Workers:
-    """`count` processes with `threads` each that run the members of a crew."""
+    """`count` processes of one thread each that run the members of a crew."""
 
-    def __init__(self, crew: "Crew", count: int, threads: int) -> None:
-        self.crew, self.count, self.threads = crew, count, threads
+    def __init__(self, crew: "Crew", count: int) -> None:
+        self.crew, self.count = crew, count
         self.fork = multiprocessing.get_context("fork")
         self.processes: dict[Connection, BaseProcess] = {}
         self.busy: dict[Connection, str] = {}  # the member that each is at
@@ -77,11 +77,12 @@ class Workers:
                 for connection in wait(list(self.processes), HEARTBEAT):
                     assert isinstance(connection, Connection)
                     try:
-                        self.hear(connection, *connection.recv())
+                        message = connection.recv()
                     except (EOFError, OSError):
-                        self.bury(connection)
-                        if self.crew.queue and not interruption.requested():
+                        if self.bury(connection) and self.crew.queue and not interruption.requested():
                             self.start(work)
+                    else:
+                        self.hear(connection, *message)
                 if interruption.requested() and not told:
                     told = True
                     for process in self.processes.values():
@@ -106,7 +107,8 @@ class Workers:
             member = self.crew.next()
             if member:
                 self.busy[connection] = member.name
-            connection.send(member)
+            with contextlib.suppress(OSError):  # it died meanwhile, which the next look tells
+                connection.send(member)
         elif kind == "watch":
             self.crew.watch(told[0], **told[1])
         elif kind == "ended":
@@ -115,16 +117,18 @@ class Workers:
         else:
             logging.getLogger(told[0].name).handle(told[0])
 
-    def bury(self, connection: Connection) -> None:
-        """A worker has ended; if it was in the middle of a member, that one has failed."""
+    def bury(self, connection: Connection) -> bool:
+        """A worker has ended; if it was in the middle of a member, that one has failed. Returns whether it was."""
         process = self.processes.pop(connection)
         connection.close()
         process.join()
-        if name := self.busy.pop(connection, None):
+        name = self.busy.pop(connection, None)
+        if name:
             code = process.exitcode or 0
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             advice = ": perhaps for lack of memory, try hydra.launcher.processes=1" if code == -signal.SIGKILL else ""
             self.crew.refuse(name, RuntimeError(f"its process {how}{advice}"))
+        return name is not None
 
     def live(self, work: Callable[[Line], None], connection: Connection, others: list[Connection]) -> None:
         """What a worker does, from the fork to its end."""
@@ -133,14 +137,14 @@ class Workers:
         os.close(self.alive[1])
         threading.Thread(target=end_with_parent, args=(self.alive[0],), daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which tells the workers
-        signal.signal(signal.SIGTERM, interruption.request)
+        signal.signal(signal.SIGTERM, interruption.ask)
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the view draws in the parent
         line = Line(connection)
         line.addFilter(named)
         logging.getLogger().handlers[:] = [line]
         import torch
 
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(1)
         # A parent that is gone needs no answer.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError, EOFError):
             work(line)

@@ -134,7 +134,7 @@ def measure(base: PreTrainedModel, members: int, rows: int, length: int, steps: 
         train(net, lambda: None, 0, rows, length, steps, ends[0])
         together = 1
     else:
-        pack = Pack(base, width=members, checkpointing=True)
+        pack = Pack(base, width=members, checkpointing=True, attention="sdpa")
         waiting = deque(range(members))
 
         def next_job() -> Callable[[Lane], None] | None:
