@@ -211,8 +211,8 @@ def test_a_pause_at_every_evaluation_changes_nothing(tiny_run: Compose, tmp_path
 
 def test_patience_outlives_an_interruption(tiny_run: Compose, tmp_path: Path) -> None:
     # At this rate every evaluation after the first is worse.
-    words = [*COMMON, "trainer.learning_rate=0.6", "trainer.lr_scheduler_type=constant"]
-    words += ["trainer.early_stopping_patience=2", "trainer.max_steps=40"]
+    words = [*COMMON, "trainer.learning_rate=0.6", "trainer.lr_scheduler_type=constant", "lora.lora_dropout=0"]
+    words += ["trainer.early_stopping_patience=1", "trainer.gradient_accumulation_steps=4", "trainer.max_steps=40"]
     train(tiny_run(*words), tmp_path / "whole")
     with pytest.raises(Paused):
         train(tiny_run(*words), tmp_path / "run", pause_at=4)

@@ -28,6 +28,7 @@ from training_cases import PARTS, RATES, ROOT, SMALL, TINY, Case, case_of
 from training_report import TITLE, Measurement, Report, write_section
 
 CORES = 2
+LOOK = 3.0  # seconds between two looks at the memory, which hold up whoever is looked at
 
 
 def main() -> None:
@@ -97,7 +98,7 @@ def measure(case: Case, out: Path) -> Measurement:
     started, began, peak = time.time(), time.monotonic(), 0
     with ThreadPoolExecutor(case.at_once) as pool:
         processes = [pool.submit(execute, command) for command in case.commands]
-        while wait(processes, timeout=0.3).not_done:
+        while wait(processes, timeout=LOOK).not_done:
             peak = max(peak, memory())
     result = Measurement(time.monotonic() - began, peak / 1e9)
     for command, process in zip(case.commands, (future.result() for future in processes), strict=True):
