@@ -63,7 +63,7 @@ class PackedLauncher(Launcher):
         with opened(sweep, [*words, *overrides.task]) as ledger:
             ledger.enter(members)
             for member, config in zip(members, configs, strict=True):
-                save(config, member.folder / self.config.hydra.output_subdir)
+                save(config, member.folder / (self.config.hydra.output_subdir or ".hydra"))
             with open_dict(self.config):
                 self.config.hydra.runtime.output_dir = str(sweep)
             configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
