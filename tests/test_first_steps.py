@@ -28,7 +28,7 @@ def shell_lines() -> list[str]:
 
 
 def installed(word: str) -> bool:
-    """Whether an engine that an override chooses is there; CI has them all."""
+    """Whether an engine that an override chooses is there; Ray, a third of a gigabyte, may not be."""
     group, _, choice = word.partition("=")
     plugin = f"hydra_plugins.hydra_{choice.partition('_')[0]}_{group.partition('/')[2]}"
     return word not in EXTRAS or importlib.util.find_spec(plugin) is not None

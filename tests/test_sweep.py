@@ -234,8 +234,9 @@ SECOND = {
 }
 
 
-@pytest.mark.parametrize("way", SECOND)
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "way, stop", zip(SECOND, [signal.SIGTERM, signal.SIGINT, signal.SIGTERM], strict=True), ids=lambda value: str(value)
+)
 def test_an_interrupted_sweep_says_so_and_keeps_what_was_saved(
     command: list[str], tmp_path: Path, stop: signal.Signals, way: str
 ) -> None:

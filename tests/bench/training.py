@@ -115,10 +115,11 @@ def measure(case: Case, out: Path) -> Measurement:
 
 def memory() -> int:
     """Memory in bytes of every process below this one; a page that several share is divided among them (Linux)."""
-    total = 0
-    for process in psutil.Process().children(recursive=True):
+    total, processes = 0, psutil.Process().children(recursive=True)
+    shared = psutil.LINUX and len(processes) > 1  # looking at every page holds up whoever is looked at
+    for process in processes:
         with suppress(psutil.Error, OSError):  # it ended meanwhile
-            total += process.memory_full_info().pss if psutil.LINUX else process.memory_info().rss
+            total += process.memory_full_info().pss if shared else process.memory_info().rss
     return total
 
 
