@@ -49,7 +49,7 @@ class PackedLauncher(Launcher):
         from medtune.config import Refusal
         from medtune.result import Failure
         from medtune.sweep.engine import Settings, run_sweep
-        from medtune.sweep.ledger import opened
+        from medtune.sweep.ledger import OVER, opened
 
         if self.config.hydra.sweeper.get("max_batch_size"):
             raise Refusal("hydra.sweeper.max_batch_size: hydra.launcher says how many members run at a time")
@@ -79,12 +79,12 @@ class PackedLauncher(Launcher):
         failed = [
             f"{row['overrides']}: {str(row['error']).splitlines()[0]}"
             for row in (ledger.rows[member.key] for member in members)
-            if row["status"] not in ("done", "pruned")
+            if row["status"] not in OVER
         ]
         failure = Failure("\n".join([f"{len(failed)} of {len(members)} members failed", *failed]))
         returns = []
         for member, words in zip(members, job_overrides, strict=True):
-            over = member.status in ("done", "pruned")
+            over = member.status in OVER
             returned = Returned(overrides=list(words), working_dir=str(member.folder), task_name="train")
             returned.status = JobStatus.COMPLETED if over else JobStatus.FAILED
             # All failures at once, whichever of them the sweeper looks at first.
