@@ -32,8 +32,8 @@ evaluate: setup ## measure the newest result on its test set and the safety set;
 	test -n "$$run" || { echo "there is no result in multirun yet: make sweep, or name one as RUN=FOLDER"; exit 1; }; \
 	$(BIN)/python -m medtune.evaluate "run='$$run'" $(ARGS)
 
-test: setup ## run every test, the slow ones with the real small model included
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## run every test, the slow ones with the real small model included, one process for each core
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup $(ARGS)
 
 lint: setup ## check style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy medtune

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from medtune.config import Lora, Refusal
+from medtune.low_rank import use_low_rank
 from medtune.saved_adapter import weights_of
 
 
@@ -31,7 +32,9 @@ def attach(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
         raise Refusal(f"lora.target_modules: {base.name_or_path} has no layer {', '.join(missing)}; it has {known}")
     config = LoraConfig(task_type="CAUSAL_LM", **asdict(lora))
     set_seed(seed)
-    return get_peft_model(base, config)
+    model = get_peft_model(base, config)
+    use_low_rank(model)
+    return model
 
 
 def to_float32(model: PeftModel) -> None:
@@ -81,6 +84,7 @@ def load(base: PreTrainedModel, folder: Path) -> PeftModel:
     for name, parameter in model.named_parameters():
         if "lora_" in name and not torch.isfinite(parameter).all():
             raise Refusal(f"{folder}: {name} is not finite: the adapter answers nothing; train again")
+    use_low_rank(model)
     return model
 
 
@@ -148,6 +152,7 @@ def verify(model: PeftModel, folder: Path, input_ids: list[int]) -> None:
     with torch.no_grad():
         in_memory = model(input_ids=row, use_cache=False).logits
         model.load_adapter(str(folder), adapter_name="reloaded", autocast_adapter_dtype=True)
+        use_low_rank(model)
         model.set_adapter("reloaded")
         reloaded = model(input_ids=row, use_cache=False).logits
     model.set_adapter(trained)

@@ -93,7 +93,7 @@ class Foundation:
 
     def require_unchanged(self) -> None:
         """Raises `Changed` when a bit of the base differs from what was loaded."""
-        if model.fingerprint(self.base) != self.fingerprint:
+        if model.fingerprint(self.base) != self.fingerprint or not model.intact(self.base):
             raise Changed("the frozen base was changed in training: its members cannot be compared; run them again")
 
     def facts(self, run: Run) -> dict[str, Any]:

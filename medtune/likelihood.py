@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from medtune import interruption
 from medtune.metrics import perplexity
-from medtune.model import unpacked
 from medtune.progress import bars
 from medtune.tokens import IGNORED
 
@@ -66,7 +65,7 @@ def likelihood(
     result = Likelihood(*(np.zeros(len(input_ids)) for _ in range(3)))
     mode = model.training
     model.eval()
-    with arithmetic(base), unpacked(base):
+    with arithmetic(base):
         for rows in batches_by_length([len(ids) for ids in input_ids], batch, "evaluate"):
             hidden, targets, taught = taught_hidden(
                 base, padded([input_ids[i] for i in rows], 0), padded([labels[i] for i in rows], IGNORED),

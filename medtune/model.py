@@ -10,13 +10,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
 import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -81,6 +81,7 @@ def load_base(
         ),
     )
     base.requires_grad_(False)
+    place_8bit_states(base)
     keep_gradients_after_evaluation(base)
     base.name_or_path = base.config._name_or_path = model.hub_id  # what PEFT writes into adapter_config.json
     base.config.pad_token_id = tokenizer.pad_token_id
@@ -94,6 +95,7 @@ def load_base(
         base.get_memory_footprint() / GIGABYTE,
         torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
     )
+    unpack(base)
     return base
 
 
@@ -206,47 +208,67 @@ def quantization_config(quantization: Quantization | None, dtype: torch.dtype) -
     )
 
 
+def place_8bit_states(base: PreTrainedModel) -> None:
+    """Do now what bitsandbytes does at the first forward pass: move an 8-bit weight's scales to their layer.
+
+    Done later, by the first of several views that share the weight, it takes them from all others.
+    """
+    for module in base.modules():
+        if isinstance(module, Linear8bitLt) and cast(Any, module.weight).CB is not None:
+            module.init_8bit_state()
+
+
 def keep_gradients_after_evaluation(base: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking 4-bit weights at the first evaluation.
 
     On a CPU with AVX512-BF16 one forward pass in eval mode repacks them for a kernel that has no backward: afterwards
     no gradient passes through the base, with a warning and a loss that still falls. A test trains across an evaluation.
     """
-    for module in base.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    for layer in four_bit_layers(base):
+        layer.support_avx512bf16_for_cpu = False
 
 
-@contextmanager
-def unpacked(base: PreTrainedModel) -> Iterator[None]:
-    """On a CPU, hold 4-bit weights as the numbers they stand for while many forward passes follow.
+def unpack(base: PreTrainedModel) -> None:
+    """On a CPU, hold beside the 4-bit weights the numbers they stand for, and compute with those.
 
-    Otherwise each pass unpacks all of them, which for one token costs as much as its arithmetic. The numbers are the
-    same to the bit. Where the memory is not there, and on a GPU, which has a kernel for it, nothing changes.
+    Otherwise each pass unpacks all of them: a tenth of a training step, and for one token as much as its arithmetic.
+    The numbers are the same to the bit. Where the memory is not there, and on a GPU, which has a kernel for it, nothing
+    changes.
     """
-    layers = (
-        [module for module in base.modules() if isinstance(module, Linear4bit)] if base.device.type == "cpu" else []
-    )
+    layers = four_bit_layers(base) if base.device.type == "cpu" else []
     needed = sum(layer.in_features * layer.out_features for layer in layers) * base.dtype.itemsize
     if needed > psutil.virtual_memory().available / 2:
-        layers.clear()
+        return
     for layer in layers:
-        packed: Any = layer.weight
-        weight = dequantize_4bit(packed.data, packed.quant_state).to(base.dtype)
-        vars(layer)["forward"] = partial(F.linear, weight=weight, bias=layer.bias)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del vars(layer)["forward"]
+        vars(layer)["forward"] = partial(F.linear, weight=numbers(layer), bias=layer.bias)
+    if layers:
+        log.info("base: its 4-bit weights unpacked, once for all passes: %.2f GB more", needed / GIGABYTE)
+
+
+def unpacked(layer: Linear4bit) -> torch.Tensor | None:
+    """The numbers that a 4-bit layer computes with, where they are held."""
+    forward = vars(layer).get("forward")
+    return forward.keywords["weight"] if forward else None
+
+
+def numbers(layer: Linear4bit) -> torch.Tensor:
+    """What the packed weight [out, in] of a 4-bit layer stands for."""
+    packed: Any = layer.weight
+    return cast(torch.Tensor, dequantize_4bit(packed.data, packed.quant_state))
+
+
+def four_bit_layers(base: PreTrainedModel) -> list[Linear4bit]:
+    """The layers that bitsandbytes holds in 4 bits."""
+    return [module for module in base.modules() if isinstance(module, Linear4bit)]
 
 
 def view(base: PreTrainedModel) -> PreTrainedModel:
     """A second tree of modules over the same frozen tensors: an adapter attached to it leaves the base as it is."""
-    tensors = [*base.parameters(), *base.buffers()]
+    tensors: list[Any] = [*base.parameters(), *base.buffers()]
     for module in base.modules():
         # bitsandbytes keeps what belongs to a weight beside it: constants of 4 bits, and the state of 8.
-        tensors += [module.quant_state] if isinstance(module, Linear4bit) else []
+        if isinstance(module, Linear4bit):
+            tensors += [module.quant_state, unpacked(module)]
         tensors += [v for v in vars(getattr(module, "state", None) or object).values() if isinstance(v, torch.Tensor)]
     return copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
 
@@ -258,3 +280,9 @@ def fingerprint(base: PreTrainedModel) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def intact(base: PreTrainedModel) -> bool:
+    """Whether every 4-bit layer computes with what its weight stands for."""
+    held = ((layer, unpacked(layer)) for layer in four_bit_layers(base))
+    return all(weight is None or torch.equal(weight, numbers(layer)) for layer, weight in held)

@@ -17,7 +17,6 @@ from medtune.conversation import encode, shortened
 from medtune.data.normalize import Messages
 from medtune.data.store import Rows
 from medtune.likelihood import arithmetic, base_of, batches_by_length
-from medtune.model import unpacked
 from medtune.safety.prompts import red_flags
 
 END_OF_TURN, LENGTH = "end_of_turn", "length"  # why an answer ended
@@ -110,12 +109,11 @@ def answer_in_batches(
     """
     prompts = [encode(tokenizer, question.messages, add_generation_prompt=True).input_ids for question in asked]
     stops = base_of(model).generation_config.eos_token_id
-    with unpacked(base_of(model)):
-        for places in batches_by_length([len(ids) for ids in prompts], batch, "answer"):
-            if done.issuperset(places):
-                continue
-            rows = greedy(model, [prompts[place] for place in places], stops, max_new_tokens)
-            yield {place: read_answer(tokenizer, ids, set(stops)) for place, ids in zip(places, rows, strict=True)}
+    for places in batches_by_length([len(ids) for ids in prompts], batch, "answer"):
+        if done.issuperset(places):
+            continue
+        rows = greedy(model, [prompts[place] for place in places], stops, max_new_tokens)
+        yield {place: read_answer(tokenizer, ids, set(stops)) for place, ids in zip(places, rows, strict=True)}
 
 
 @torch.no_grad()

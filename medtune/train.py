@@ -4,6 +4,7 @@ python -m medtune.train                     one run on the embedded default
 python -m medtune.train lora.r=16,32 -m     a sweep
 """
 
+import gc
 import logging
 import shutil
 from collections.abc import Callable
@@ -123,6 +124,7 @@ def lay_foundation(run: Run) -> "Foundation":
     from medtune.foundation import lay
     from medtune.memory import keep_freed_memory
 
+    gc.freeze()  # they stay: looking them over at the end of the process would take another second
     keep_freed_memory()
     return lay(run, conversations)
 

@@ -28,6 +28,13 @@ CHATML = (
 SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what took a minute to make run in one process (pytest -n … --dist loadgroup)."""
+    for item in items:
+        for costly in {"smoke", "installed", "trained", "whole"}.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(costly.replace("smoke", "installed")))
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any attempt to reach another machine fails the test."""

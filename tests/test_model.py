@@ -11,7 +11,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from conftest import compose
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from medtune import model, weights
 from medtune.cache import cached
@@ -175,6 +175,34 @@ def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_unpacked_weights_compute_the_same_to_the_bit(
+    tiny_run: Compose, quantization: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tiny_run(f"quantization={quantization}", f"model.dtype={dtype}")
+    tokenizer = model.load_tokenizer(run.model)
+    unpacked = model.load_base(run.model, run.quantization, tokenizer, CPU)
+    monkeypatch.setattr(model.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
+    packed = model.load_base(run.model, run.quantization, tokenizer, CPU)
+    held = [[model.unpacked(layer) is not None for layer in model.four_bit_layers(net)] for net in (unpacked, packed)]
+    assert all(held[0]) and not any(held[1]) and len(held[0]) == len(held[1]) == 14
+
+    def outcome(net: PreTrainedModel) -> list[torch.Tensor]:
+        embedded = net.get_input_embeddings()(torch.tensor([[5, 6, 7, 8]])).detach().requires_grad_()
+        logits = net(inputs_embeds=embedded).logits
+        logits.float().square().sum().backward()
+        assert embedded.grad is not None
+        return [logits, embedded.grad]
+
+    assert all(torch.equal(a, b) for a, b in zip(outcome(unpacked), outcome(packed.train()), strict=True))
+    assert model.intact(unpacked) and model.intact(packed)
+    changed = model.unpacked(model.four_bit_layers(unpacked)[3])
+    assert changed is not None
+    changed[0, 0] += 1
+    assert not model.intact(unpacked)
+
+
 def test_the_embedded_model_in_4_bits() -> None:
     run = compose()
     tokenizer = model.load_tokenizer(run.model)

@@ -183,6 +183,10 @@ def test_a_view_shares_every_frozen_tensor(tiny_run: Compose) -> None:
         assert theirs.keys() == ours.keys() and all(ours[name] is theirs[name] for name in theirs)
         assert {id(m) for m in seen.modules()}.isdisjoint(id(m) for m in foundation.base.modules())
         assert model.fingerprint(seen) == foundation.fingerprint
+        row = torch.tensor([[5, 6, 7]])
+        said = [net(input_ids=row).logits for net in (seen, model.view(foundation.base), foundation.base)]
+        assert torch.equal(said[0], said[2]) and torch.equal(said[1], said[2])
+        foundation.require_unchanged()
 
 
 def test_a_base_that_changed_is_noticed(tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

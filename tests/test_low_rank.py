@@ -1,0 +1,96 @@
+"""What a LoRA layer adds, against PEFT's own layer: output, gradients, dropout; alone, rank-stabilised, on any base."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+
+from medtune import adapter, model
+from medtune.config import Run
+from medtune.dropout import key_dropout
+from medtune.low_rank import LowRank
+
+Compose = Callable[..., Run]
+ROWS = torch.randint(5, 500, (3, 7), generator=torch.Generator().manual_seed(1))
+
+
+def tuned(run: Run) -> PeftModel:
+    """A base with an adapter that adds something: a fresh one's B is zero."""
+    tokenizer = model.load_tokenizer(run.model)
+    result = adapter.attach(model.load_base(run.model, run.quantization, tokenizer, torch.device("cpu")), run.lora, 1)
+    for layer in lora_layers(result):
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    key_dropout(result, seed=3)
+    return result.train()
+
+
+def lora_layers(net: PeftModel) -> list[LoraLayer]:
+    return [layer for layer in net.modules() if isinstance(layer, LoraLayer)]
+
+
+def stock(net: PeftModel) -> None:
+    """Have PEFT compute every layer."""
+    for layer in lora_layers(net):
+        assert isinstance(layer.lora_variant.pop("default"), LowRank)
+        layer.cast_input_dtype_enabled = True
+
+
+def outcome(net: PeftModel) -> dict[str, torch.Tensor]:
+    """Logits, and the gradient of every weight that trains."""
+    net.zero_grad()
+    logits = net(input_ids=ROWS, use_cache=False).logits
+    logits.float().square().sum().backward()
+    return {"logits": logits.detach()} | {n: p.grad.clone() for n, p in net.named_parameters() if p.requires_grad}
+
+
+def largest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The largest relative difference: norm of the difference over the norm."""
+    assert found.keys() == expected.keys()
+    return max(float((found[n] - expected[n]).norm() / expected[n].norm()) for n in expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "tolerance"),
+    [
+        (["quantization=none", "model.dtype=float32"], 1e-5),
+        (["quantization=nf4", "model.dtype=float32"], 1e-5),
+        (["quantization=nf4", "model.dtype=float32", "lora=all_linear", "lora.use_rslora=true"], 1e-5),
+        # PEFT adds in float32 what the frozen product rounds to 8 bits; so does no GPU under autocast.
+        (["quantization=nf4", "model.dtype=bfloat16"], 3e-2),
+        (["quantization=none", "model.dtype=bfloat16", "lora.lora_dropout=0"], 3e-2),
+        (["quantization=int8", "model.dtype=bfloat16"], 3e-2),
+    ],
+)
+def test_numbers_are_those_of_the_stock_layer(tiny_run: Compose, words: list[str], tolerance: float) -> None:
+    net = tuned(tiny_run("lora.lora_dropout=0.3", *words))
+    ours = outcome(net)
+    stock(net)
+    theirs = outcome(net)
+    assert largest(ours, theirs) < tolerance
+    assert all(tensor.dtype == theirs[name].dtype for name, tensor in ours.items())
+
+
+def test_dropout_drops_its_share_and_only_in_training(tiny_run: Compose) -> None:
+    net = tuned(tiny_run("model.dtype=float32", "lora.lora_dropout=0.3"))
+    dropout = lora_layers(net)[0].lora_dropout["default"]
+    mask = dropout.mask(torch.ones(64, 64))
+    assert mask.unique().tolist() == [0, 1] and abs(float((mask == 0).float().mean()) - 0.3) < 0.03
+    in_training = outcome(net)["logits"]
+    evaluated = outcome(net.eval())["logits"]
+    dropout.clock.step += 1
+    assert torch.equal(evaluated, outcome(net)["logits"])
+    assert not torch.equal(in_training, outcome(net.train())["logits"])
+
+
+def test_a_disabled_adapter_adds_nothing(tiny_run: Compose) -> None:
+    net = tuned(tiny_run("model.dtype=float32"))
+    with net.disable_adapter(), torch.no_grad():
+        disabled = net(input_ids=ROWS).logits
+    assert torch.equal(disabled, net.unload()(input_ids=ROWS).logits)
+
+
+def test_dora_stays_with_its_own_layer(tiny_run: Compose) -> None:
+    net = tuned(tiny_run("model.dtype=float32", "lora.use_dora=true"))
+    assert not any(isinstance(layer.lora_variant["default"], LowRank) for layer in lora_layers(net))
