@@ -25,8 +25,7 @@ log = logging.getLogger(__name__)
 PACKAGES = (
     "medtune", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "hydra-core", "wandb",
 )  # fmt: skip
-
-
+OVER = ("done", "pruned")  # statuses after which nothing is left to do
 RECORDED = ("name.", "wandb.")  # keys that say where a run is recorded, and change nothing in it
 
 
@@ -138,7 +137,7 @@ def require_same_run(out: Path, configuration: dict[str, Any]) -> dict[str, Any]
     if not (out / "run.json").exists():
         return {}
     before = read_json(out / "run.json")
-    if before.get("status") == "done" or not before:
+    if before.get("status") in OVER or not before:
         raise Refusal(f"{out} already holds a run, which would be overwritten: choose another folder")
     if changed := differences(before["configuration"], configuration):
         raise Refusal(f"{out} holds an unfinished run that differs in {', '.join(changed)}: choose another folder")

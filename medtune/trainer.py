@@ -1,14 +1,12 @@
 """conf/trainer -> TRL's SFTTrainer on token ids and labels, with evaluation and answers at intervals.
 
-The only module that knows TRL. `AdapterTrainer` changes what SFTTrainer does where a measured gain or a correct number
-demands it: the loss, what shares a micro-batch, the evaluation, checkpoints, and going on from one.
+`AdapterTrainer` changes what SFTTrainer does where a measured gain or a correct number demands it: the loss, what
+shares a micro-batch, and the evaluation; resumption.py, what it does with checkpoints. No other module knows TRL.
 """
 
-import contextlib
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,15 +23,15 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from medtune import adapter, checkpoints, interruption
+from medtune import adapter, interruption
 from medtune.config import Run
 from medtune.dropout import key_dropout
 from medtune.likelihood import Likelihood, add_taught_loss, base_of, likelihood
 from medtune.model import attending, training_kernel
-from medtune.result import Paused
+from medtune.resumption import ResumableTrainer
 from medtune.tokens import IGNORED, Tokens
 
 
@@ -119,74 +117,15 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForLanguageModel
     return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
 
 
-class AdapterTrainer(SFTTrainer):
-    """SFTTrainer with the loss on taught positions only, rows of a like length together, an exact evaluation, and
-    checkpoints that are complete or not there."""
-
-    model: PeftModel
-    processing_class: PreTrainedTokenizerBase
+class AdapterTrainer(ResumableTrainer):
+    """SFTTrainer with the loss on taught positions only, rows of a like length together, and an exact evaluation."""
 
     def __init__(self, untuned: Likelihood, group_by_length: bool, attention: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         add_taught_loss(base_of(self.model))
         self.untuned, self.group_by_length, self.attention = untuned, group_by_length, attention
-        self.pause_at: int | None = None  # optimizer step
-        self.evaluating = False
         # In a pack the member's own backward pass ends at the base, which then runs once for all.
         self.backward_through_base: Callable[[], None] = lambda: None
-
-    @property
-    def folder(self) -> Path:
-        """Of the checkpoints."""
-        return Path(str(self.args.output_dir))
-
-    def run(self, saved: checkpoints.Saved | None) -> None:
-        """Train, from a checkpoint if there is one, and leave the best adapter in the model.
-
-        An interruption leaves a checkpoint of the last optimizer step. Raises `Diverged`; `Paused` at `pause_at`; and
-        `NoSpace` when a checkpoint cannot be written.
-        """
-        try:
-            if saved is None:
-                self.train()
-            elif saved.finished:
-                self.conclude(saved)
-            elif self.pause_at is not None and saved.step >= self.pause_at:
-                if not saved.evaluated:
-                    self.catch_up(saved)
-                raise Paused
-            else:
-                self.args.eval_on_start = not saved.evaluated
-                self.train(resume_from_checkpoint=str(saved.folder))
-        except interruption.Interrupted:
-            self.pause_at = None  # this is another reason to stop
-            self.save_now()
-            raise
-
-    def conclude(self, saved: checkpoints.Saved) -> None:
-        """Do what is left after the last step: the stock trainer would take one step more."""
-        self.catch_up(saved)
-        self._load_best_model()
-
-    def catch_up(self, saved: checkpoints.Saved) -> None:
-        """Take over a checkpoint's state, and make the evaluation that was due there if it is not in it."""
-        self._init_training_state(saved.state["max_steps"], saved.step, 1, str(saved.folder), None)
-        if not saved.evaluated:
-            self._load_from_checkpoint(str(saved.folder))
-            self._evaluate(None, None, skip_scheduler=True)
-
-    def save_now(self) -> None:
-        """Save a checkpoint of the last optimizer step, unless there is one.
-
-        Between two micro-batches, and in an evaluation, the weights are those of the last step.
-        """
-        step = self.state.global_step
-        if step == 0 or checkpoints.complete(self.folder / f"checkpoint-{step}"):
-            return
-        if self.evaluating:  # an evaluation that was cut short is done again
-            history = self.state.log_history
-            history[:] = [entry for entry in history if not (entry["step"] == step and "eval_loss" in entry)]
-        self._save_checkpoint(self.model, None)
 
     def compute_loss(
         self,
@@ -234,7 +173,6 @@ class AdapterTrainer(SFTTrainer):
         and the number depends on the batch size. Raises `Diverged` when the loss is not finite.
         """
         started = time.monotonic()
-        self.evaluating = True
         rows, batch = cast(Dataset, self.eval_dataset), self.args.per_device_eval_batch_size
         trained = self.state.global_step > 0
         result = likelihood(self.model, rows["input_ids"][:], rows["labels"][:], batch) if trained else self.untuned
@@ -248,45 +186,7 @@ class AdapterTrainer(SFTTrainer):
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.evaluating = False
         return metrics
-
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        if skip_scheduler and self.state.global_step:  # what an interruption cut short, at the start of what follows it
-            self._determine_best_metric(metrics, trial)
-            self.state.best_model_checkpoint = self.best_checkpoint()
-        return metrics
-
-    def best_checkpoint(self) -> str | None:
-        """The folder of the best step; None before there is one."""
-        best = self.folder / f"checkpoint-{self.state.best_global_step}"
-        return str(best) if best.is_dir() else None
-
-    def _load_callback_state(self) -> None:
-        # The stock method builds new callbacks; ours hold open files.
-        for callback in self.callback_handler.callbacks:
-            stored = cast(dict[str, Any], self.state.stateful_callbacks).get(type(callback).__name__, {})
-            for name, value in stored.get("attributes", {}).items():
-                setattr(callback, name, value)
-        self.state.best_model_checkpoint = self.best_checkpoint()  # the folder may have another name today
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        checkpoint = self.folder / f"checkpoint-{self.state.global_step}"
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        with whole_or_nothing(checkpoint, self.model):
-            super()._save_checkpoint(model, trial)
-            checkpoints.seal(checkpoint)
-        checkpoints.keep(self.folder, {self.state.global_step, self.state.best_global_step or 0})
-        if self.pause_at == self.state.global_step < self.state.max_steps:
-            raise Paused
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # The stock method asks the hub about the base, and pickles the arguments, tokens and all, beside the weights.
-        adapter.save(self.model, self.processing_class, Path(output_dir or str(self.args.output_dir)))
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """adapter.save writes the card; TRL's would name this machine's folders."""
 
 
 def regrouped_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: int) -> list[dict[str, torch.Tensor]]:
@@ -309,21 +209,6 @@ def regrouped_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: in
         }
         for group in grouped
     ]
-
-
-@contextlib.contextmanager
-def whole_or_nothing(checkpoint: Path, model: PeftModel) -> Iterator[None]:
-    """Leave nothing of a checkpoint that cannot be written. Raises `NoSpace` where the disk is the reason."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    needed = 12 * trained + 20_000_000  # weights and two moments in float32; tokenizer and the rest
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    checkpoints.require_space(checkpoint.parent, needed)
-    try:
-        yield
-    except Exception:
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        checkpoints.require_space(checkpoint.parent, needed)  # PyTorch's own message does not speak of the disk
-        raise
 
 
 class StopAtNonFiniteGradient(TrainerCallback):

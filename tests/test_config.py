@@ -10,8 +10,8 @@ from conftest import compose
 from omegaconf import OmegaConf
 
 from medtune.checks import typed
-from medtune.command_line import CONF, EXPERIMENTS, groups, options
 from medtune.config import Inspection, Refusal, Run, folder_name
+from medtune.groups import CONF, EXPERIMENTS, groups, options
 from medtune.schema import keys, lookup, nested
 
 ROOT = Path(__file__).parent.parent

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from medtune import adapter, examination, model, samples
 from medtune.checks import typed
-from medtune.command_line import CONF, register
 from medtune.comparison import Member, everything, summary
 from medtune.config import Evaluation, Refusal, Run
 from medtune.data import prepare
 from medtune.evaluate import Candidate, evaluate, keys_typed
+from medtune.groups import CONF, register
 from medtune.likelihood import likelihood
 from medtune.samples import answer, greedy, held_out
 from medtune.tokens import tokenize

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medtune.command_line import EXTRAS
+from medtune.groups import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ import pytest
 from conftest import conversations, write_jsonl
 
 from medtune.checks import typed
-from medtune.command_line import CONF, register
 from medtune.config import Inspection, Refusal
 from medtune.data.__main__ import inspect
+from medtune.groups import CONF, register
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from medtune.config import Refusal, Run
 from medtune.result import plain, read_json, read_lines
-from medtune.sweep import engine, ledger
+from medtune.sweep import engine
 from medtune.sweep.engine import Settings, grouped, run_sweep
 from medtune.sweep.halving import Halving, Rung
 from medtune.sweep.ledger import Member, folder_of, opened
@@ -225,4 +225,3 @@ def test_halving_does_not_compare_what_cannot_be_compared(tiny_run: Compose, tmp
         Refusal, match=r"lora\.r=2 and eval\.every=2 differ in eval\.every \(3, now 2\): leave prune out"
     ):
         run(members, tmp_path, Settings(1, 1, 2))
-    assert ledger.OVER == ("done", "pruned")

@@ -16,7 +16,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from medtune.checkpoints import newest
-from medtune.command_line import unswept
+from medtune.overrides import unswept
 from medtune.result import read_lines
 from medtune.sweep.ledger import names
 

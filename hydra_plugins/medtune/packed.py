@@ -47,9 +47,9 @@ class PackedLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Hydra loads every launcher it finds, also for `--cfg`: medtune's modules only when one launches.
         from medtune.config import Refusal
-        from medtune.result import Failure
+        from medtune.result import OVER, Failure
         from medtune.sweep.engine import Settings, run_sweep
-        from medtune.sweep.ledger import OVER, opened
+        from medtune.sweep.ledger import opened
 
         if self.config.hydra.sweeper.get("max_batch_size"):
             raise Refusal("hydra.sweeper.max_batch_size: hydra.launcher says how many members run at a time")
@@ -97,8 +97,8 @@ class PackedLauncher(Launcher):
     ) -> tuple[list[Any], list[DictConfig]]:
         """Members, and their composed configurations. Raises `Refusal` with every member's mistakes."""
         from medtune.checks import typed
-        from medtune.command_line import unswept
         from medtune.config import Refusal, Run
+        from medtune.overrides import unswept
         from medtune.sweep.ledger import Member, folder_of, names
 
         common = unswept(self.config.hydra.overrides.task)

@@ -12,8 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from medtune.config import Refusal
-from medtune.result import Failure, read_json
-from medtune.sweep.ledger import OVER
+from medtune.result import OVER, Failure, read_json
 
 announced: list[Path] = []
 

@@ -14,9 +14,9 @@ from medtune import interruption
 from medtune.config import Refusal, Run
 from medtune.logs import FILE_ONLY, speaking
 from medtune.progress import Progress
-from medtune.result import Failure, Paused, Result, hash_of, plain
+from medtune.result import OVER, Failure, Paused, Result, hash_of, plain
 from medtune.sweep.halving import Halving
-from medtune.sweep.ledger import OVER, Ledger, Member
+from medtune.sweep.ledger import Ledger, Member
 from medtune.tracking import first_line
 from medtune.train import lay_foundation, train
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from medtune.config import Refusal
-from medtune.result import differences, plain, read_json, read_lines, write_json
-from medtune.sweep.ledger import OVER, Ledger, Member
+from medtune.result import OVER, differences, plain, read_json, read_lines, write_json
+from medtune.sweep.ledger import Ledger, Member
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from medtune.config import Refusal, Run, folder_name
-from medtune.result import differences, hash_of, plain, read_json, write_json
+from medtune.result import OVER, differences, hash_of, plain, read_json, write_json
 
 log = logging.getLogger(__name__)
-
-OVER = ("done", "pruned")  # nothing is left to do
 
 
 @dataclass

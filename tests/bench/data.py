@@ -21,7 +21,7 @@ PREPARE = """
 import sys, time
 from hydra import compose, initialize_config_dir
 from medtune.checks import typed
-from medtune.command_line import CONF, register
+from medtune.groups import CONF, register
 from medtune.config import Run
 from medtune.data import prepare
 if __name__ == "__main__":

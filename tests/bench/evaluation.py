@@ -21,10 +21,10 @@ from trl import SFTConfig, SFTTrainer
 
 from medtune import adapter, model
 from medtune.checks import typed
-from medtune.command_line import CONF, register
 from medtune.config import Run
 from medtune.conversation import encode
 from medtune.data import prepare
+from medtune.groups import CONF, register
 from medtune.likelihood import likelihood
 from medtune.quiet import quiet_libraries
 from medtune.samples import answer, held_out, read_answer

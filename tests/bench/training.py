@@ -66,8 +66,8 @@ def prepare_rows(path: Path) -> str:
     import hydra
 
     from medtune.checks import typed
-    from medtune.command_line import CONF, register
     from medtune.config import Run
+    from medtune.groups import CONF, register
     from medtune.train import lay_foundation
     from medtune.weights import locate
 
