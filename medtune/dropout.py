@@ -4,6 +4,8 @@ The stock dropout draws from the process's generator, so that its mask depends o
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,11 +15,30 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from xxhash import xxh3_64_intdigest
 
 
-class Clock(TrainerCallback):
-    """Says which micro-batch a trainer is at: optimizer steps done, and forward passes since."""
+@dataclass
+class Keys:
+    """A mask that is nowhere: a kernel makes it again wherever it is applied.
 
-    def __init__(self) -> None:
+    `keys` (int64) and `shares` (float32) [members]: what each member's mask is made from, and the share it drops.
+    `layer` tells layers apart; `length`: of a row, in tokens.
+    """
+
+    keys: torch.Tensor
+    shares: torch.Tensor
+    layer: int
+    length: int
+
+
+Mask = torch.Tensor | Keys | None  # of a tensor [members, tokens, width]: 1 where it stays (uint8), keys, or all stays
+
+
+class Clock(TrainerCallback):
+    """What the masks of a trainer's micro-batch are made from: seed, optimizer steps done, forward passes since."""
+
+    def __init__(self, p: float, seed: int) -> None:
+        self.p, self.seed = p, seed
         self.step, self.micro_batch = 0, 0
+        self.told: tuple[int, int] | None = None  # the step and micro-batch of the keys on the GPU
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -29,34 +50,75 @@ class Clock(TrainerCallback):
     ) -> None:
         self.micro_batch += 1
 
+    def key(self, name: str) -> int:
+        """63 bits for a layer of that name in this micro-batch."""
+        return xxh3_64_intdigest(f"{self.seed}/{self.step}/{self.micro_batch}/{name}".encode()) >> 1
+
+    def keys(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The key that all layers share in this micro-batch, and the share they drop [1], brought to the GPU once."""
+        now = self.step, self.micro_batch
+        if self.told != now:
+            self.on_device = torch.tensor([self.key("")], device=device), torch.tensor([self.p], device=device)
+            self.told = now
+        return self.on_device
+
 
 class KeyedDropout(nn.Module):
-    """Dropout (arXiv:1207.0580) of share `p`, with a mask made from `seed`, the layer's `name` and the clock alone."""
+    """Dropout (arXiv:1207.0580) with a mask made from the layer's `name` and the clock alone."""
 
-    def __init__(self, p: float, seed: int, name: str, clock: Clock) -> None:
+    def __init__(self, name: str, clock: Clock) -> None:
         super().__init__()
-        self.p, self.seed, self.name, self.clock = p, seed, name, clock
+        self.name, self.clock = name, clock
+
+    @property
+    def p(self) -> float:
+        """The share of elements that become zero."""
+        return self.clock.p
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` of any shape with a share p of its elements zero, the others divided by 1 - p; itself in evaluation."""
-        return x * self.mask(x).to(x.dtype) / (1 - self.p) if self.training else x
+        """`x` [rows, length, width] with a share p of its elements zero, the others divided by 1 - p; itself in
+        evaluation."""
+        if not self.training:
+            return x
+        ones = torch.ones_like(x).view(1, -1, x.shape[-1])
+        return x * masked(ones, self.mask(x)).view_as(x) / (1 - self.p)
 
-    def mask(self, x: torch.Tensor) -> torch.Tensor:
-        """0 for the share p of the elements of `x` that this micro-batch drops, 1 for the others (uint8, [...])."""
-        key = xxh3_64_intdigest(f"{self.seed}/{self.clock.step}/{self.clock.micro_batch}/{self.name}".encode())
+    def mask(self, x: torch.Tensor) -> Mask:
+        """What this micro-batch keeps of `x` [rows, length, width], for `x` as one member [1, rows * length, width]."""
         if x.device.type == "cpu":
-            # PyTorch's generator takes thirty times as long here, a third of a training step. p is exact to 1/65,536.
-            drawn = np.random.SFC64(key).random_raw(math.ceil(x.numel() / 4)).view(np.uint16)[: x.numel()]
-            return torch.from_numpy((drawn >= round(self.p * 2**16)).view(np.uint8)).view(x.shape)
-        generator = torch.Generator(x.device).manual_seed(key >> 1)
-        return torch.empty(x.shape, dtype=torch.uint8, device=x.device).bernoulli_(1 - self.p, generator=generator)
+            return drawn(self.clock.key(self.name), self.p, x.shape).view(1, -1, x.shape[-1])
+        return Keys(*self.clock.keys(x.device), layer_number(self.name), x.shape[-2])
 
 
-def key_dropout(model: PeftModel, seed: int) -> Clock:
+def drawn(key: int, p: float, shape: Sequence[int]) -> torch.Tensor:
+    """0 for a share p of the elements, 1 for the others (uint8, [shape]), on the CPU. p is exact to 1/65,536."""
+    # PyTorch's generator takes thirty times as long here, a third of a training step.
+    count = math.prod(shape)
+    numbers = np.random.SFC64(key).random_raw(math.ceil(count / 4)).view(np.uint16)[:count]
+    return torch.from_numpy((numbers >= round(p * 2**16)).view(np.uint8)).view(*shape)
+
+
+def masked(x: torch.Tensor, mask: Mask) -> torch.Tensor:
+    """`x` [members, tokens, width] without what is dropped."""
+    if mask is None:
+        return x
+    if isinstance(mask, torch.Tensor):
+        return x * mask.to(x.dtype)  # masked_fill takes twice as long on a CPU
+    from medtune.dropout_kernel import drop  # Triton comes with PyTorch for GPUs only
+
+    return drop(x, mask.keys, mask.shares, mask.layer, mask.length)
+
+
+def layer_number(name: str) -> int:
+    """31 bits that tell layers apart."""
+    return xxh3_64_intdigest(name.encode()) >> 33
+
+
+def key_dropout(model: PeftModel, p: float, seed: int) -> Clock:
     """Replace the dropout of every adapted layer; returns the clock that its trainer must wind, as a callback."""
-    clock = Clock()
+    clock = Clock(p, seed)
     for name, module in model.named_modules():
         for adapter, dropout in getattr(module, "lora_dropout", {}).items():
             if isinstance(dropout, nn.Dropout):
-                module.lora_dropout[adapter] = KeyedDropout(dropout.p, seed, name, clock)
+                module.lora_dropout[adapter] = KeyedDropout(name, clock)
     return clock

@@ -17,8 +17,8 @@ def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool) -> float:
 
     Activations per token and layer are counted as in Korthikanti et al. (arXiv:2205.05198, section 4.1), with Llama's
     widths and without the attention matrix, which fused kernels never store: in the base's precision the inputs of
-    projections and products, in float32 those of the norms; LoRA keeps the same inputs, and a mask where it drops. With
-    checkpointing every layer keeps its input alone, and one layer at a time the rest.
+    projections and products, in float32 those of the norms; LoRA keeps the same inputs, and on a CPU a mask where it
+    drops. With checkpointing every layer keeps its input alone, and one layer at a time the rest.
     """
     config, width = base.config, base.dtype.itemsize
     layers, hidden, wide = config.num_hidden_layers, config.hidden_size, config.intermediate_size
@@ -28,7 +28,8 @@ def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool) -> float:
     for name, module in base.base_model.named_modules():
         if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in run.lora.target_modules:
             trained += run.lora.r * (module.in_features + module.out_features)
-            kept += (module.in_features if run.lora.lora_dropout else 0) / layers  # a byte each
+            if run.lora.lora_dropout and base.device.type == "cpu":
+                kept += module.in_features / layers  # a byte each
     tokens = run.trainer.per_device_train_batch_size * run.trainer.max_length
     activations = tokens * (layers * width * hidden + kept if checkpointing else layers * kept)
     return 16 * trained + activations + 3 * 4 * PIECE * config.vocab_size

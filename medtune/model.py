@@ -21,14 +21,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import is_flash_attn_2_available
 
-from medtune.choices import Attention, Dtype, QuantizationType
+from medtune.choices import Attention, Dtype, QuantizationType, Weights
 from medtune.config import Model, Quantization, Refusal
-from medtune.weights import from_source, locate
+from medtune.weights import from_source, locate, random_config, random_weights
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +68,22 @@ def load_base(
     if model.attn_implementation is Attention.flash_attention_2 and not is_flash_attn_2_available():
         raise Refusal("model.attn_implementation=flash_attention_2 needs a GPU and the package flash-attn: choose sdpa")
     dtype = dtype_for(model, device)
-    source = locate(model)
-    base = from_source(
-        model,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=model.revision,
-            dtype=dtype,
-            quantization_config=quantization_config(quantization, dtype),
-            attn_implementation=kernel(model.attn_implementation),
-            device_map={"": device},
-            trust_remote_code=False,
-        ),
-    )
+    wanted: dict[str, Any] = {
+        "dtype": dtype,
+        "quantization_config": quantization_config(quantization, dtype),
+        "attn_implementation": kernel(model.attn_implementation),
+        "device_map": {"": device},
+        "trust_remote_code": False,
+    }
+    if model.weights is Weights.random:
+        config = random_config(model, tokenizer)
+        weights: Any = random_weights(config, dtype, device)
+        base = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, **wanted)
+    else:
+        source = locate(model)
+        base = from_source(
+            model, lambda: AutoModelForCausalLM.from_pretrained(source, revision=model.revision, **wanted)
+        )
     base.requires_grad_(False)
     place_8bit_states(base)
     keep_gradients_after_evaluation(base)

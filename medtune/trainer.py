@@ -71,7 +71,8 @@ def build_trainer(
         max_grad_norm=config.max_grad_norm,
         optim=config.optim.name,
         gradient_checkpointing=gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if gradient_checkpointing else None,
+        # Dropout has its own keys: nothing random happens that a recomputation would have to repeat.
+        gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False},
         # Autocast runs the float32 adapter in 16 bits on a GPU. On a CPU it only costs time.
         bf16=on_gpu and dtype is torch.bfloat16,
         fp16=on_gpu and dtype is torch.float16,
@@ -102,7 +103,12 @@ def build_trainer(
         data_collator=collator(tokenizer),
         eval_dataset=tokens.validation,
         processing_class=tokenizer,
-        callbacks=[key_dropout(model, run.seed), *callbacks, *stopping, StopAtNonFiniteGradient()],
+        callbacks=[
+            key_dropout(model, run.lora.lora_dropout, run.seed),
+            *callbacks,
+            *stopping,
+            StopAtNonFiniteGradient(),
+        ],
         untuned=untuned,
         group_by_length=config.group_by_length,
         attention=training_kernel(run.model, config.max_length, model.device),
@@ -220,5 +226,6 @@ class StopAtNonFiniteGradient(TrainerCallback):
         if args.fp16:  # the gradient scaler meets infinities by design, and skips their step
             return
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if not all(torch.isfinite(norm) for norm in torch._foreach_norm(gradients)):
+        # One question to the GPU: it is waited for at each.
+        if not torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
             raise Diverged(f"a gradient is not finite at step {state.global_step + 1}: lower the learning rate")

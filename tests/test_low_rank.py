@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 
 from medtune import adapter, model
 from medtune.config import Run
-from medtune.dropout import key_dropout
+from medtune.dropout import key_dropout, masked
 from medtune.low_rank import LowRank
 
 Compose = Callable[..., Run]
@@ -22,7 +22,7 @@ def tuned(run: Run) -> PeftModel:
     result = adapter.attach(model.load_base(run.model, run.quantization, tokenizer, torch.device("cpu")), run.lora, 1)
     for layer in lora_layers(result):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
-    key_dropout(result, seed=3)
+    key_dropout(result, run.lora.lora_dropout, seed=3)
     return result.train()
 
 
@@ -75,8 +75,8 @@ def test_numbers_are_those_of_the_stock_layer(tiny_run: Compose, words: list[str
 def test_dropout_drops_its_share_and_only_in_training(tiny_run: Compose) -> None:
     net = tuned(tiny_run("model.dtype=float32", "lora.lora_dropout=0.3"))
     dropout = lora_layers(net)[0].lora_dropout["default"]
-    mask = dropout.mask(torch.ones(64, 64))
-    assert mask.unique().tolist() == [0, 1] and abs(float((mask == 0).float().mean()) - 0.3) < 0.03
+    kept = masked(torch.ones(1, 4 * 16, 64), dropout.mask(torch.ones(4, 16, 64)))
+    assert kept.unique().tolist() == [0, 1] and abs(float((kept == 0).float().mean()) - 0.3) < 0.03
     in_training = outcome(net)["logits"]
     evaluated = outcome(net.eval())["logits"]
     dropout.clock.step += 1

@@ -223,7 +223,7 @@ def test_gradient_checkpointing_changes_no_loss(tiny_run: Compose, tmp_path: Pat
 def test_early_stopping(tiny_run: Compose, tmp_path: Path) -> None:
     train(
         tiny_run(
-            "trainer.learning_rate=0.6",
+            "trainer.learning_rate=0.95",
             "trainer.lr_scheduler_type=constant",
             "trainer.max_steps=40",
             "eval.every=2",

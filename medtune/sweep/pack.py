@@ -10,34 +10,21 @@ import gc
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import Context
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from medtune.model import view
 from medtune.sweep import turns
+from medtune.sweep.passes import Gradients, Layers, Pass, Rows, Trunk, layers_of
 
 log = logging.getLogger(__name__)
 
-Layers = dict[str, Any]  # PEFT's layers, by their name in the base
 Job = Callable[["Lane"], object]  # what a member does with its place in the pack; its failures are its own
-
-
-@dataclass
-class Rows:
-    """A micro-batch: token ids and mask [rows, length], and the arithmetic (autocast on, its type) it is wanted in."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    arithmetic: tuple[bool, torch.dtype]
 
 
 class Lane:
@@ -95,8 +82,8 @@ class Lane:
                 return alone(input_ids=input_ids, attention_mask=attention_mask, **others)  # an evaluation: alone
             device = input_ids.device.type
             arithmetic = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-            self.rows = Rows(input_ids, attention_mask, arithmetic)
             self.layers = self.layers or layers_of(trunk)
+            self.rows = Rows(input_ids, attention_mask, arithmetic, self.layers)
             self.wait()
             assert self.hidden is not None
             return BaseModelOutputWithPast(last_hidden_state=self.hidden)
@@ -110,54 +97,18 @@ class Lane:
         self.wait()
         self.rows = self.hidden = None
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """What trains."""
-        return [p for layer in self.layers.values() for p in layer.parameters() if p.requires_grad]
-
-
-@dataclass
-class Share:
-    """A member's part of a pass: how many rows of which length, and its adapter's layers by their name in the base."""
-
-    lane: Lane
-    count: int
-    length: int
-    layers: Layers
-
-
-@dataclass
-class Pass:
-    """A forward pass whose backward pass is still to come. `output`: hidden states [all rows, longest, width]."""
-
-    shares: list[Share]
-    output: torch.Tensor
-
-    def split(self, whole: torch.Tensor) -> Iterator[tuple[Lane, torch.Tensor]]:
-        """Each member's own part of a tensor of the output's shape, without the padding of the pack."""
-        for share, part in zip(self.shares, whole.split([share.count for share in self.shares]), strict=True):
-            yield share.lane, part[:, : share.length]
-
 
 class Pack:
     """Runs jobs, at most `width` at a time, on one frozen base."""
 
     def __init__(self, base: PreTrainedModel, width: int, checkpointing: bool, attention: str) -> None:
         self.base, self.width, self.checkpointing = base, width, checkpointing
+        self.trunk = Trunk(base, checkpointing, attention)
         self.together = width  # rows of so many members go through the base at a time; fewer when memory is short
         self.lanes: list[Lane] = []
-        self.pending: Pass | None = None
-        self.acting: list[Share] = []  # whose rows are in the base right now
+        self.pending: tuple[list[Lane], Pass] | None = None
         self.finished = threading.Event()
         self.broken: list[BaseException] = []
-        tree = view(base).train()
-        tree.config._attn_implementation = attention
-        if checkpointing:
-            # Dropout has its own seeds: nothing random happens that a recomputation would have to repeat.
-            tree.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-        self.trunk = tree.base_model
-        for name, module in self.trunk.named_modules():
-            if isinstance(module, torch.nn.Linear):  # bitsandbytes' layers are too
-                vars(module)["forward"] = partial(self.adapted, name, module.forward)
 
     def run(self, next_job: Callable[[], Job | None]) -> None:
         """Run jobs until `next_job` has no more. A member that ends makes place for the next; the others go on."""
@@ -198,9 +149,9 @@ class Pack:
     def serve(self) -> None:
         """All wait: run a pass. The backward pass comes first, because its memory is free after it."""
         if self.pending:
-            ready, self.pending = self.pending, None
-            lanes = [share.lane for share in ready.shares if not share.lane.done]
-            self.backward(lanes, ready)
+            (lanes, passed), self.pending = self.pending, None
+            self.backward(lanes, passed)
+            lanes = [lane for lane in lanes if not lane.done]
         else:
             # Who waited longest comes first, so that nobody starves when not all go together.
             first = self.lanes[0].rows
@@ -216,28 +167,36 @@ class Pack:
         passed = self.attempt(lanes, lambda: self.through(lanes))
         if passed is None:
             return self.forward(lanes[: half(lanes)]) if len(lanes) > 1 else lanes
-        self.pending = passed
-        for lane, hidden in passed.split(passed.output.detach()):
+        self.pending = lanes, passed
+        for lane, hidden in zip(lanes, passed.split(passed.output.detach()), strict=True):
             lane.hidden = hidden.requires_grad_()
         return lanes
+
+    def through(self, lanes: list[Lane]) -> Pass:
+        """Run the rows of members through the base."""
+        return self.trunk.through([lane.rows for lane in lanes if lane.rows is not None])
 
     def backward(self, lanes: list[Lane], passed: Pass | None) -> None:
         """Add to each member's adapter its gradients; through a new pass of fewer members if that fails.
 
         A repeated pass has the same dropout, and gradients are added when all are there: none is added twice.
+        `passed`: the pass of just these members; some may have ended since.
         """
-        if not lanes:
+        going = [lane for lane in lanes if not lane.done]
+        if not going:
             return
-        found = self.attempt(lanes, lambda: self.gradients(lanes, passed or self.through(lanes)))
+        found = self.attempt(going, lambda: self.gradients(lanes if passed else going, passed or self.through(going)))
         if found is not None:
-            parameters = [p for lane in lanes for p in lane.parameters()]
-            for parameter, gradient in zip(parameters, found, strict=True):
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        elif len(lanes) > 1:
+            accumulate(found)
+        elif len(going) > 1:
             if passed:
                 del passed.output  # the caller holds the pass
-            for part in (lanes[: half(lanes)], lanes[half(lanes) :]):
+            for part in (going[: half(going)], going[half(going) :]):
                 self.backward(part, None)
+
+    def gradients(self, lanes: list[Lane], passed: Pass) -> Gradients:
+        """Of the members of a pass that still wait for theirs."""
+        return passed.gradients([None if lane.done or lane.hidden is None else lane.hidden.grad for lane in lanes])
 
     def attempt(self, lanes: list[Lane], work: Callable[[], Any]) -> Any:
         """What `work` gives, or None if it fails: a single member has the error then, several are to be tried in parts.
@@ -259,62 +218,15 @@ class Pack:
             torch.cuda.empty_cache()
         return None
 
-    def through(self, lanes: list[Lane]) -> Pass:
-        """Run the members' rows through the base, shorter ones padded on the right."""
-        rows = [lane.rows for lane in lanes if lane.rows is not None]
-        shares = [
-            Share(lane, len(row.input_ids), row.input_ids.shape[1], lane.layers)
-            for lane, row in zip(lanes, rows, strict=True)
-        ]
-        longest = max(share.length for share in shares)
-        ids, mask = (
-            torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
-            for parts in ([row.input_ids for row in rows], [row.attention_mask for row in rows])
-        )
-        autocast, dtype = rows[0].arithmetic
-        self.acting = shares
-        with torch.enable_grad(), torch.autocast(ids.device.type, dtype=dtype, enabled=autocast):
-            return Pass(shares, self.trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state)
 
-    def gradients(self, lanes: list[Lane], passed: Pass) -> tuple[torch.Tensor, ...]:
-        """The gradient of every parameter of the members, from those at their hidden states."""
-        self.acting = passed.shares  # layers that recompute their activations run again
-        whole = torch.zeros_like(passed.output)
-        for lane, part in passed.split(whole):
-            if lane in lanes:  # others ended between the passes
-                assert lane.hidden is not None and lane.hidden.grad is not None
-                part.copy_(lane.hidden.grad)
-        return torch.autograd.grad(passed.output, [p for lane in lanes for p in lane.parameters()], whole)
-
-    def adapted(self, name: str, frozen: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """A linear layer of the base over all rows, and each member's adapter of it over its own."""
-        y = frozen(x)
-        if not any(name in share.layers for share in self.acting):
-            return y
-        counts = [share.count for share in self.acting]
-        parts = zip(self.acting, x.split(counts), y.split(counts), strict=True)
-        return torch.cat([adapt(share, share.layers.get(name), own_x, own_y) for share, own_x, own_y in parts])
-
-
-def layers_of(trunk: torch.nn.Module) -> Layers:
-    """The adapted layers by their name in the base."""
-    return {name: module for name, module in trunk.named_modules() if isinstance(module, BaseTunerLayer)}
-
-
-def adapt(share: Share, layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """PEFT's own layer on a member's rows, with the frozen product `y` at hand; padding of the pack stays outside."""
-    if layer is None:
-        return y
-    padding = x.shape[1] - share.length
-    if padding:
-        x, y = x[:, :-padding], y[:, :-padding]
-    base = vars(layer.get_base_layer())
-    base["forward"] = lambda *_: y
-    try:
-        adapted = layer(x)
-    finally:
-        del base["forward"]
-    return F.pad(adapted, (0, 0, 0, padding)) if padding else adapted
+def accumulate(found: Gradients) -> None:
+    """Add gradients to those of the micro-batches before."""
+    before = [(p.grad, gradient) for p, gradient in found if p.grad is not None]
+    if before:
+        torch._foreach_add_(*map(list, zip(*before, strict=True)))
+    for parameter, gradient in found:
+        if parameter.grad is None:
+            parameter.grad = gradient
 
 
 def half(lanes: list[Lane]) -> int:

@@ -13,12 +13,19 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl import SFTConfig, SFTTrainer
 
 
@@ -31,6 +38,8 @@ def main() -> None:
     parser.add_argument("--r", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rows-per-pass", type=int, default=2)
+    parser.add_argument("--accumulation", type=int, default=4)
     options = parser.parse_args()
     began = time.monotonic()
 
@@ -46,35 +55,20 @@ def main() -> None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16, quantization_config=quantization)
-    lora = LoraConfig(
-        r=options.r,
-        lora_alpha=2 * options.r,
-        lora_dropout=0.05,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        task_type="CAUSAL_LM",
+    placed = {"device_map": {"": 0}} if torch.cuda.is_available() else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.bfloat16, quantization_config=quantization, **placed
     )
-    arguments = SFTConfig(
+    trainer = plain_trainer(
+        model,
+        tokenizer,
+        rows,
+        options.r,
         output_dir=str(options.out / "checkpoints"),
         max_steps=options.steps,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=4,
         learning_rate=options.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,  # of all steps
-        max_length=256,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-    )
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows["train"]),
-        eval_dataset=Dataset.from_list(rows["validation"]),
-        processing_class=tokenizer,
-        peft_config=lora,
+        per_device_train_batch_size=options.rows_per_pass,
+        gradient_accumulation_steps=options.accumulation,
     )
     lap("load")
     trainer.train()
@@ -91,6 +85,41 @@ def main() -> None:
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9,
     }
     print(json.dumps(result), flush=True)
+
+
+def plain_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: dict[str, list[dict[str, list[int]]]],
+    r: int,
+    lora_dropout: float = 0.05,
+    **arguments: Any,
+) -> SFTTrainer:
+    """TRL's trainer of a LoRA adapter on all linear layers. `arguments`: of SFTConfig, beside the common ones."""
+    lora = LoraConfig(
+        r=r,
+        lora_alpha=2 * r,
+        lora_dropout=lora_dropout,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        task_type="CAUSAL_LM",
+    )
+    common: dict[str, Any] = {
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,  # of all steps
+        "max_length": None,  # rows fit
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(**common | arguments),
+        train_dataset=Dataset.from_list(rows["train"]),
+        eval_dataset=Dataset.from_list(rows["validation"]),
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
 
 
 if __name__ == "__main__":

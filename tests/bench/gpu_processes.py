@@ -1,0 +1,111 @@
+"""A sweep as whole processes: medtune's in one, the plain script's in one for each member, loading included."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from gpu_trainers import MODELS, Bench, table
+from training_cases import ROOT
+from transformers import LlamaForCausalLM
+
+from medtune.data import prepare
+from medtune.tokens import tokenize
+from medtune.weights import random_config
+
+RANKS, RATES = (8, 16), ("1e-4", "2e-4", "3e-4", "4e-4")
+STEPS, ACCUMULATION = 20, 4
+
+
+def processes(bench: Bench) -> str:
+    """Seconds from the first process's start to the last one's end."""
+    bench.release()
+    weights, rows = bench.folder / "weights", bench.folder / "rows.json"
+    save_weights(bench, weights)
+    write_rows(bench, rows)
+    commands = [plain(bench, weights, rows, r, RATES[0]) for r in RANKS]
+    seconds = {
+        "plain script, two one after another": measure(commands, 1),
+        "medtune.train -m, four": measure([medtune(bench, weights, 2, 2)], 1),
+        "medtune.train -m, eight": measure([medtune(bench, weights, 2, 4)], 1),
+    }
+    each = seconds["plain script, two one after another"] / 2
+    members = dict(zip(seconds, (2, 4, 8), strict=True))
+    lines = [
+        [name, f"{value:.1f}", f"{members[name] * each / value:.2f}" if value else "failed"]
+        for name, value in seconds.items()
+    ]
+    return "\n\n".join(
+        [
+            "### A sweep as whole processes",
+            table(["", "seconds", "times as fast as plain scripts for as many"], lines),
+            f"Import, loading and quantizing 16 GB of weights from the disk's cache, {STEPS} steps of {ACCUMULATION} "
+            "passes of one conversation (the bundled ones), an evaluation, saving. medtune also measures the untuned "
+            "base, and loads each adapter again to compare it. Four plain scripts count as twice two, and so on.",
+        ]
+    )
+
+
+def save_weights(bench: Bench, folder: Path) -> None:
+    """A folder as a user would have it: bfloat16 weights and a tokenizer."""
+    torch.set_default_dtype(torch.bfloat16)
+    with bench.device:
+        net = LlamaForCausalLM(random_config(bench.shape, bench.tokenizer))
+    torch.set_default_dtype(torch.float32)
+    net.save_pretrained(folder)
+    bench.tokenizer.save_pretrained(folder)
+    del net
+    bench.collect()
+
+
+def write_rows(bench: Bench, path: Path) -> None:
+    """The plain script's rows: medtune's tokens and labels of the bundled conversations."""
+    run = bench.run("trainer.max_length=1024")
+    tokens = tokenize(bench.tokenizer, prepare(run.data), run.trainer.max_length)
+    splits = {name: getattr(tokens, name).select_columns(["input_ids", "labels"]) for name in ("train", "validation")}
+    path.write_text(json.dumps({name: split.to_list() for name, split in splits.items()}), encoding="utf-8")
+
+
+def plain(bench: Bench, weights: Path, rows: Path, r: int, rate: str) -> list[str]:
+    """The plain script's command for one member."""
+    words = {"--model": weights, "--rows": rows, "--out": bench.folder / f"plain-{r}-{rate}", "--r": r}
+    words |= {"--learning-rate": rate, "--steps": STEPS, "--rows-per-pass": 1, "--accumulation": ACCUMULATION}
+    script = str(ROOT / "tests" / "bench" / "plain.py")
+    return [sys.executable, script, *(str(word) for pair in words.items() for word in pair)]
+
+
+def medtune(bench: Bench, weights: Path, ranks: int, rates: int) -> list[str]:
+    """medtune's command for some ranks and rates."""
+    swept = [f"lora.r={','.join(map(str, RANKS[:ranks]))}", f"trainer.learning_rate={','.join(RATES[:rates])}"]
+    out = bench.folder / f"medtune-{ranks}-{rates}"
+    where = [f"hydra.sweep.dir={out}", "-m"] if ranks * rates > 1 else [f"hydra.run.dir={out}"]
+    return [
+        sys.executable, "-m", "medtune.train", f"model={bench.name if bench.tiny else MODELS['8B']}",
+        "model.weights=folder", f"model.path={weights}", "lora=all_linear", "trainer.max_length=1024",
+        f"trainer.max_steps={STEPS}", f"eval.every={STEPS}", "trainer.per_device_train_batch_size=1",
+        f"trainer.gradient_accumulation_steps={ACCUMULATION}", "eval.prompts=[]", "eval.held_out=1",
+        "eval.red_flags=0", "eval.max_new_tokens=1", "eval.final=false", "wandb=disabled", *swept, *where,
+    ]  # fmt: skip
+
+
+def measure(commands: list[list[str]], at_once: int) -> float:
+    """Seconds that the processes take, 0 if one fails."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+    def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(at_once) as pool:
+        ended = list(pool.map(execute, commands))
+    seconds = time.monotonic() - began
+    for process in ended:
+        if process.returncode:
+            print(process.stdout[-2000:], process.stderr[-2000:], flush=True)
+            return 0.0
+    print(f"{len(commands)} processes, {at_once} at once: {seconds:.1f} s", flush=True)
+    return seconds

@@ -1,0 +1,197 @@
+"""How fast, and in how much memory: one run beside the plain script, members packed, evaluation and answers."""
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+from gpu_trainers import Bench, Shape, Stopwatch, table
+from peft import PeftModel
+
+from medtune import adapter, model
+from medtune.config import Run
+from medtune.likelihood import likelihood
+from medtune.memory import member_bytes
+from medtune.model import training_kernel
+from medtune.samples import greedy
+from medtune.sweep.pack import Lane, Pack
+
+STEPS = 6
+MEMBERS = (1, 2, 4, 8, 16)  # 1: alone, in no pack
+SINGLE = [Shape(rows, length) for length in (None, 512) for rows in (1, 2, 4, 8)] + [Shape(1, 2048), Shape(4, 2048)]
+PACKED = [Shape(1, None), Shape(2, None), Shape(1, 512), Shape(2, 512)]
+TINY = [Shape(1, 32), Shape(2, None)]
+FLOPS = 989e12  # dense bfloat16 of an H100 or H200, by NVIDIA's data sheet
+
+
+def run_of(bench: Bench, shape: Shape, *words: str) -> Run:
+    """A run of that shape; `trainer.max_length` is what the estimate of its memory counts with."""
+    longest = max(len(row["input_ids"]) for row in bench.rows(shape.length))
+    rows = f"trainer.per_device_train_batch_size={shape.rows}"
+    return bench.run(rows, f"trainer.max_length={max(longest, 16)}", *words)
+
+
+def single(bench: Bench) -> str:
+    """One run of both sides in every shape."""
+    rows, estimates = [], []
+    for shape in TINY if bench.tiny else SINGLE:
+        for recomputed in (True, False):
+            run = run_of(bench, shape, f"trainer.gradient_checkpointing={str(recomputed).lower()}")
+            rates: dict[str, list[float]] = defaultdict(list)
+            peaks, losses = dict[str, float](), dict[str, list[float]]()
+            for turn in range(bench.rounds):
+                for side in ("plain", "medtune")[:: 1 if turn % 2 == 0 else -1]:
+                    rate, losses[side] = speed_of(bench, side, run, shape)
+                    rates[side].append(rate)
+                    peaks[side] = bench.peak(side) / 1e9
+            theirs, ours = (median(rates[side]) for side in ("plain", "medtune"))
+            used = ours * flops_per_token(bench, shape) / FLOPS if bench.on_gpu else 0.0
+            words = "recomputed" if recomputed else "kept"
+            times = f"{ours / theirs:.2f}" if theirs else "-"
+            apart = max((abs(a / b - 1) for a, b in zip(losses["medtune"], losses["plain"], strict=False)), default=0)
+            speeds = [f"{theirs:,.0f}", f"{ours:,.0f}", times, f"{apart:.1e}", f"{used:.0%}"]
+            rows.append([shape, words, *speeds, f"{peaks['plain']:.1f}", f"{peaks['medtune']:.1f}"])
+            estimate = (bench.footprint["medtune"] + member_bytes(run, bench.base("medtune"), recomputed)) / 1e9
+            estimates.append([shape, words, f"{estimate:.2f}", f"{peaks['medtune']:.2f}"])
+            if bench.on_gpu:
+                estimates[-1].append(f"{estimate / peaks['medtune'] - 1:+.0%}")
+            print(*rows[-1], estimates[-1][2:], flush=True)
+    headers = ["rows x tokens", "activations", "plain tokens/s", "medtune tokens/s", "times plain"]
+    return "\n\n".join(
+        [
+            "### One run beside the plain script",
+            table([*headers, "losses apart", "of the peak FLOP/s", "plain peak GB", "medtune peak GB"], rows),
+            f"Medians of {bench.rounds} times {STEPS} steps; tokens without padding. Losses apart: the largest "
+            "relative difference of a step's loss; the sides' dropout differs. FLOP/s are those of the model, a "
+            f"recomputation left out, in shares of {FLOPS / 1e12:.0f} TFLOP/s (data sheet).",
+            "### The estimate of memory by which members are planned",
+            table(["rows x tokens", "activations", "estimated GB", "measured GB", "difference"], estimates),
+        ]
+    )
+
+
+def speed_of(bench: Bench, side: str, run: Run, shape: Shape) -> tuple[float, list[float]]:
+    """Tokens per second of one side, 0 when it runs out of memory; and the loss of every step."""
+    bench.base(side)
+    bench.collect()
+    watch = Stopwatch(bench, STEPS)
+    try:
+        (bench.plain if side == "plain" else bench.ours)(run, shape.length, watch).train()
+    except torch.OutOfMemoryError:
+        return 0.0, []
+    return watch.tokens / (watch.ended - watch.began), watch.losses
+
+
+def flops_per_token(bench: Bench, shape: Shape) -> float:
+    """Of the model, forward and backward to the activations: frozen weights take no gradient.
+
+    2 for each weight forward and 2 backward, the vocabulary for taught tokens only; attention as in Korthikanti et al.
+    (arXiv:2205.05198, appendix A), of which a causal mask needs half.
+    """
+    config, lengths = bench.base("medtune").config, [len(row["input_ids"]) for row in bench.rows(shape.length)]
+    weights = bench.shape.parameters - bench.shape.embedding_parameters
+    head = 0.6 * config.vocab_size * config.hidden_size
+    attended = sum(length**2 for length in lengths) / sum(lengths)
+    return 4 * (weights + head) + 6 * config.num_hidden_layers * config.hidden_size * attended
+
+
+def packed(bench: Bench) -> str:
+    """Members in one pass, against one after another on the same base."""
+    rows = []
+    for shape in TINY if bench.tiny else PACKED:
+        alone = 0.0
+        for members in MEMBERS:
+            seconds, tokens, together, peak = pack_of(bench, shape, members)
+            rate = tokens / seconds
+            alone = alone or rate
+            said = members if together >= members else f"{members} ({together} at a time)"
+            rows.append([shape, said, f"{rate:,.0f}", f"{rate / alone:.2f}", f"{peak / 1e9:.1f}"])
+            print(*rows[-1], flush=True)
+    return "\n\n".join(
+        [
+            "### Members in one pass through the base",
+            table(["rows x tokens", "members", "tokens/s of all", "times one after another", "peak GB"], rows),
+            "Members of rank 16, activations kept. One member alone is what each is one after another on the base.",
+        ]
+    )
+
+
+def pack_of(bench: Bench, shape: Shape, members: int) -> tuple[float, int, int, float]:
+    """Seconds and tokens of all members' measured steps, how many went through the base at a time, peak bytes."""
+    base = bench.base("medtune")
+    bench.collect()
+    watches = [Stopwatch(bench, STEPS) for _ in range(members)]
+    runs = deque(run_of(bench, shape, f"seed={i}", "trainer.gradient_checkpointing=false") for i in range(members))
+    together = 1
+    if members == 1:
+        bench.ours(runs[0], shape.length, watches[0]).train()
+    else:
+        pack = Pack(base, members, False, training_kernel(bench.shape, 2048, bench.device))
+        waiting = deque(watches)
+
+        def next_job() -> Callable[[Lane], None] | None:
+            if not runs:
+                return None
+            run, watch = runs.popleft(), waiting.popleft()
+            return lambda lane: void(bench.ours(run, shape.length, watch, lane).train())
+
+        pack.run(next_job)
+        together = pack.together
+    seconds = max(watch.ended for watch in watches) - max(watch.began for watch in watches)
+    return seconds, sum(watch.tokens for watch in watches), together, bench.peak("medtune")
+
+
+def void(_: object) -> None:
+    """A job returns nothing: what it returned would hold its model."""
+
+
+def evaluation(bench: Bench) -> str:
+    """Loss of 64 rows and greedy answers of 64 tokens, in batches of 8 and 32."""
+    tuned = adapter.attach(model.view(bench.base("medtune")), bench.run().lora, 0)
+    rows, longest = bench.rows(None)[:64], 8 if bench.tiny else 64
+    ids, labels = ([row[name] for row in rows] for name in ("input_ids", "labels"))
+    prompts = [row[:128] for row in ids[:32]]
+    found = []
+    for batch in (8, 32):
+        parts = [prompts[start : start + batch] for start in range(0, 32, batch)]
+        work: dict[str, Callable[[], object]] = {
+            "loss": partial(likelihood, tuned, ids, labels, batch),
+            "answers": lambda parts=parts: [greedy(tuned, part, [], longest) for part in parts],
+            "generate": lambda parts=parts: [generate(bench, tuned, part, longest) for part in parts],
+        }
+        seconds = {name: [timed(bench, each)] for name, each in work.items()}
+        for name, each in work.items():
+            seconds[name].append(timed(bench, each))
+        best = {name: min(values) for name, values in seconds.items()}
+        tokens = sum(map(len, ids))
+        answered = [f"{32 * longest / best[name]:,.0f}" for name in ("answers", "generate")]
+        found.append([batch, f"{tokens / best['loss']:,.0f}", *answered])
+        print(*found[-1], flush=True)
+    return "\n\n".join(
+        [
+            "### Evaluation",
+            table(["batch", "tokens/s of the loss", "tokens/s answered", "by transformers' generate"], found),
+            f"64 conversations for the loss; 32 prompts of up to 128 tokens, {longest} tokens answered to each.",
+        ]
+    )
+
+
+def timed(bench: Bench, work: Callable[[], object]) -> float:
+    """Seconds that it takes, the GPU's work included."""
+    bench.synchronize()
+    began = time.monotonic()
+    work()
+    bench.synchronize()
+    return time.monotonic() - began
+
+
+def generate(bench: Bench, tuned: PeftModel, prompts: list[list[int]], longest: int) -> None:
+    """transformers' own greedy answers of `longest` tokens to prompts, padded on the left."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts], device=bench.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=bench.device)
+    words = {"min_new_tokens": longest, "max_new_tokens": longest, "do_sample": False}
+    with torch.no_grad(), torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.on_gpu):
+        tuned.generate(input_ids=ids, attention_mask=mask, **words)

@@ -1,0 +1,210 @@
+"""The two sides of tests/bench/gpu.py: medtune's trainer and TRL's plain one, on the same rows of the same shapes."""
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from datasets import Dataset
+from plain import plain_trainer
+from tabulate import tabulate
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
+from trl import SFTTrainer
+
+from medtune import adapter, model
+from medtune.checks import typed
+from medtune.config import Model, Quantization, Run
+from medtune.groups import CONF, register
+from medtune.likelihood import Likelihood
+from medtune.quiet import quiet_libraries
+from medtune.sweep.pack import Lane
+from medtune.tokens import IGNORED, Tokens
+from medtune.trainer import AdapterTrainer, build_trainer
+
+MODELS = {"8B": "llama3_8b_random", "tiny": "tiny_random"}
+UNTAUGHT = 0.4  # share of a row that is the patient's
+WARM_UP = 2  # steps
+MANY = 100_000  # steps that are never reached: nothing is saved or evaluated in between
+ONE = Likelihood(*(np.ones(1) for _ in range(3)))  # of an untuned base that is not measured
+
+
+@dataclass
+class Shape:
+    """Rows of a micro-batch, and their length in tokens; None: as conversations have it."""
+
+    rows: int
+    length: int | None
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.length or 'conversations'}"
+
+
+class Bench:
+    """The bases that are measured, and runs on them."""
+
+    def __init__(self, name: str, folder: Path, rounds: int) -> None:
+        self.rounds = rounds  # the sides in one order, then in the other
+        quiet_libraries()
+        register()
+        self.name, self.folder = name, folder
+        self.on_gpu = torch.cuda.is_available()
+        self.tiny = name == MODELS["tiny"]
+        self.shape: Model = self.run().model
+        self.device = model.device_for(self.shape)
+        self.tokenizer: PreTrainedTokenizerBase = model.load_tokenizer(self.shape)
+        self.bases: dict[str, PreTrainedModel] = {}
+        self.footprint: dict[str, int] = {}
+
+    def run(self, *words: str) -> Run:
+        """The run that these overrides give, of one pass a step."""
+        common = [
+            f"model={self.name}", "lora=all_linear", "trainer.optim=adamw_torch_fused", "trainer.max_length=2048",
+            f"trainer.max_steps={MANY}", f"eval.every={MANY}", "trainer.gradient_accumulation_steps=1",
+            "trainer.warmup_ratio=0", "trainer.learning_rate=2e-4", "wandb=disabled",
+        ]  # fmt: skip
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return typed(hydra.compose("train", [*common, *words]), Run)
+
+    def base(self, side: str) -> PreTrainedModel:
+        """A base of that side's own, loaded once: neither trainer meets what the other did to it."""
+        if side not in self.bases:
+            before = self.allocated()
+            run = self.run()
+            self.bases[side] = self.load(run.model, run.quantization)
+            self.footprint[side] = self.allocated() - before
+        return self.bases[side]
+
+    def load(self, shape: Model, quantization: Quantization | None) -> PreTrainedModel:
+        """A frozen base."""
+        return model.load_base(shape, quantization, self.tokenizer, self.device)
+
+    def release(self) -> None:
+        """Give back what was loaded."""
+        self.bases.clear()
+        self.collect()
+
+    def collect(self) -> None:
+        """Free what nobody holds any more."""
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def allocated(self) -> int:
+        """Bytes of tensors on the GPU."""
+        return torch.cuda.memory_allocated() if self.on_gpu else 0
+
+    def peak(self, side: str) -> float:
+        """The most bytes that were allocated since the last `collect`, without the other sides' bases."""
+        others = sum(size for name, size in self.footprint.items() if name != side and name in self.bases)
+        return torch.cuda.max_memory_allocated() - others if self.on_gpu else 0.0
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    @cache  # noqa: B019  # there is one bench
+    def rows(self, length: int | None, count: int = 128) -> list[dict[str, list[int]]]:
+        """Rows of random token ids with their labels. The lengths of conversations are those of HealthCareMagic's."""
+        generator = np.random.default_rng(0)
+        lengths = np.exp(generator.normal(5.63, 0.52, count)).clip(64, 1024).astype(int) if length is None else None
+        if self.tiny:
+            lengths, count = generator.integers(16, 33, 64), 64
+        vocabulary = len(self.tokenizer)
+        rows = []
+        for place in range(count):
+            ids = generator.integers(10, vocabulary, int(lengths[place]) if lengths is not None else length).tolist()
+            asked = int(UNTAUGHT * len(ids))
+            rows.append({"input_ids": ids, "labels": [IGNORED] * asked + ids[asked:]})
+        return rows
+
+    def ours(
+        self, run: Run, length: int | None, watch: "Stopwatch", lane: Lane | None = None, side: str = "medtune"
+    ) -> AdapterTrainer:
+        """medtune's trainer of a run, alone on a side's base or in a pack."""
+        tuned = adapter.attach(lane.view() if lane else model.view(self.base(side)), run.lora, run.seed)
+        rows = Dataset.from_list(self.rows(length))
+        few = rows.select(range(1))
+        checkpointing = lane.checkpointing if lane else bool(run.trainer.gradient_checkpointing)
+        tokens, folder = Tokens(rows, few, few, [], []), self.folder / "ours"
+        trainer = build_trainer(tuned, self.tokenizer, tokens, run, folder, [watch], ONE, checkpointing)
+        if lane:
+            trainer.backward_through_base = lane.backward
+        watch.watch(trainer)
+        return trainer
+
+    def plain(self, run: Run, length: int | None, watch: "Stopwatch") -> SFTTrainer:
+        """TRL's trainer of the same run; what the run leaves open is as TRL has it."""
+        set_seed(run.seed)
+        rows, config = self.rows(length), run.trainer
+        trainer = plain_trainer(
+            model.view(self.base("plain")),
+            self.tokenizer,
+            {"train": rows, "validation": rows[:1]},
+            run.lora.r,
+            run.lora.lora_dropout,
+            output_dir=str(self.folder / "plain"),
+            max_steps=MANY,
+            learning_rate=config.learning_rate,
+            warmup_steps=config.warmup_ratio,
+            per_device_train_batch_size=config.per_device_train_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            gradient_checkpointing=config.gradient_checkpointing is not False,
+            seed=run.seed,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(watch)
+        watch.watch(trainer)
+        return trainer
+
+
+class Stopwatch(TrainerCallback):
+    """Times the steps after the warm-up, counts their tokens, and ends training then; nothing is saved."""
+
+    def __init__(self, bench: Bench, steps: int) -> None:
+        self.bench, self.steps = bench, steps
+        self.began = self.ended = 0.0
+        self.passed: list[torch.Tensor] = []  # tokens of every micro-batch, padding left out
+        self.losses: list[float] = []
+
+    def watch(self, trainer: SFTTrainer) -> None:
+        """Count what passes through a trainer."""
+        step = trainer.training_step
+
+        def training_step(net: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
+            self.passed.append(inputs["attention_mask"].sum())
+            return step(net, inputs, *args)
+
+        trainer.training_step = training_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the trainer. Only at the first and the last measured step the GPU is waited for."""
+        if state.global_step == WARM_UP:
+            self.bench.synchronize()
+            self.began = time.monotonic()
+        elif state.global_step == WARM_UP + self.steps:
+            self.bench.synchronize()
+            self.ended = time.monotonic()
+            control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Called by the trainer with a step's loss."""
+        if logs and "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+
+    @property
+    def tokens(self) -> int:
+        """Of the measured steps."""
+        return int(sum(self.passed[WARM_UP * len(self.passed) // (WARM_UP + self.steps) :]))
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown; numbers come as text."""
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
