@@ -83,6 +83,21 @@ def test_a_row_whose_configuration_changed_is_refused(tiny_run: Compose, tmp_pat
     assert (tmp_path / "sweep.json").read_text() == before and len(trained) == 1
 
 
+def test_members_beside_others_of_changed_data_are_refused(
+    tiny_run: Compose, data_file: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    copy = tmp_path / "conversations.jsonl"
+    copy.write_bytes(data_file.read_bytes())
+    words = [f"lora.r={rank} data.path={copy}" for rank in (2, 4)]
+    sweep = tmp_path / "sweep"
+    run([Member("first", tiny_run(*words[0].split()), sweep / "first")], sweep)
+    copy.write_bytes(b"".join(data_file.read_bytes().splitlines(keepends=True)[:-2]))
+    run([Member("second", tiny_run(*words[1].split()), sweep / "second")], sweep)
+    facts = read_json(sweep / "second" / "run.json")
+    assert facts["status"] == "refused" and "the data is no longer what first was trained on" in facts["error"]
+    assert trained == ["first"] and rows_of(sweep)["first"]["status"] == "done"
+
+
 def test_two_that_are_the_same_are_refused(tiny_run: Compose, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=r"two members are the same: lora\.r=2 and lora\.r=2 lora\.lora_alpha=4"):
         run(members_of(tiny_run, tmp_path, "lora.r=2", "lora.r=2 lora.lora_alpha=4"), tmp_path)

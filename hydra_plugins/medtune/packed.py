@@ -57,33 +57,38 @@ class PackedLauncher(Launcher):
         setup_globals()
         sweep = Path(self.config.hydra.sweep.dir).absolute()
         members, configs = self.compose(job_overrides, initial_job_idx, sweep)
+        # A grid that names a run twice is a mistake; Optuna may well propose one twice.
+        proposed = self.config.hydra.runtime.choices["hydra/sweeper"] != "basic"
+        first: dict[str, Any] = {}
+        once = [first.setdefault(member.key, member) for member in members]
+        distinct = list(first.values()) if proposed else members
         overrides = self.config.hydra.overrides
         own = ("hydra.sweep.dir", "hydra.mode")  # where and that it is a sweep: whoever goes on with it says so anew
         words = [word for word in overrides.hydra if not word.startswith(own)]
         with opened(sweep, [*words, *overrides.task]) as ledger:
-            ledger.enter(members)
+            ledger.enter(distinct)
             for member, config in zip(members, configs, strict=True):
                 save(config, member.folder / (self.config.hydra.output_subdir or ".hydra"))
             with open_dict(self.config):
                 self.config.hydra.runtime.output_dir = str(sweep)
             configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
             try:
-                run_sweep(members, ledger, settings)
+                run_sweep(distinct, ledger, settings)
             finally:
-                for member in members:
+                for member in distinct:
                     ledger.update(member)
-                if self.config.hydra.runtime.choices["hydra/sweeper"] == "basic":  # others come again with more
+                if not proposed:  # others come again with more
                     from medtune.comparison import summary  # reads Parquet: not before it is needed
 
                     print(summary(ledger.folders), flush=True)
         failed = [
             f"{row['overrides']}: {str(row['error']).splitlines()[0]}"
-            for row in (ledger.rows[member.key] for member in members)
+            for row in (ledger.rows[member.key] for member in distinct)
             if row["status"] not in OVER
         ]
-        failure = Failure("\n".join([f"{len(failed)} of {len(members)} members failed", *failed]))
+        failure = Failure("\n".join([f"{len(failed)} of {len(distinct)} members failed", *failed]))
         returns = []
-        for member, words in zip(members, job_overrides, strict=True):
+        for member, words in zip(once, job_overrides, strict=True):
             over = member.status in OVER
             returned = Returned(overrides=list(words), working_dir=str(member.folder), task_name="train")
             returned.status = JobStatus.COMPLETED if over else JobStatus.FAILED

@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from medtune.config import Refusal, Run, folder_name
+from medtune.config import Data, Refusal, Run, folder_name
 from medtune.result import OVER, differences, hash_of, plain, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,17 @@ class Ledger:
                 write_json(member.folder / "run.json", facts | {"status": "interrupted", "error": "its process ended"})
             self.note(member)
         self.write()
+
+    def require_same_data(self, data: Data, fingerprint: str) -> None:
+        """Raises `Refusal` when members that are done here were trained on other data, though it has the same name."""
+        for row in self.rows.values():
+            facts = read_json(self.path.parent / row["folder"] / "run.json")
+            trained_on = facts.get("data_fingerprint", fingerprint)
+            if row["status"] in OVER and row["configuration"]["data"] == plain(data) and trained_on != fingerprint:
+                raise Refusal(
+                    f"the data is no longer what {row['overrides']} was trained on, so that members could not be "
+                    "compared: name another sweep folder"
+                )
 
     def note(self, member: Member) -> None:
         """Bring a member's row up to date with its folder."""
