@@ -3,9 +3,13 @@
 The stock dropout draws from the process's generator, so that its mask depends on everything that drew before.
 """
 
+import importlib.util
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +17,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from xxhash import xxh3_64_intdigest
+
+from medtune.config import Refusal
 
 
 @dataclass
@@ -35,10 +41,10 @@ Mask = torch.Tensor | Keys | None  # of a tensor [members, tokens, width]: 1 whe
 class Clock(TrainerCallback):
     """What the masks of a trainer's micro-batch are made from: seed, optimizer steps done, forward passes since."""
 
-    def __init__(self, p: float, seed: int) -> None:
-        self.p, self.seed = p, seed
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.step, self.micro_batch = 0, 0
-        self.told: tuple[int, int] | None = None  # the step and micro-batch of the keys on the GPU
+        self.told: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None  # when, and the keys on the GPU
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -54,26 +60,20 @@ class Clock(TrainerCallback):
         """63 bits for a layer of that name in this micro-batch."""
         return xxh3_64_intdigest(f"{self.seed}/{self.step}/{self.micro_batch}/{name}".encode()) >> 1
 
-    def keys(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys(self, p: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The key that all layers share in this micro-batch, and the share they drop [1], brought to the GPU once."""
-        now = self.step, self.micro_batch
-        if self.told != now:
-            self.on_device = torch.tensor([self.key("")], device=device), torch.tensor([self.p], device=device)
-            self.told = now
-        return self.on_device
+        now = self.step, self.micro_batch, p
+        if self.told is None or self.told[0] != now:
+            self.told = now, (torch.tensor([self.key("")], device=device), torch.tensor([p], device=device))
+        return self.told[1]
 
 
 class KeyedDropout(nn.Module):
-    """Dropout (arXiv:1207.0580) with a mask made from the layer's `name` and the clock alone."""
+    """Dropout (arXiv:1207.0580) of share `p` with a mask made from the layer's `name` and the clock alone."""
 
-    def __init__(self, name: str, clock: Clock) -> None:
+    def __init__(self, p: float, name: str, clock: Clock) -> None:
         super().__init__()
-        self.name, self.clock = name, clock
-
-    @property
-    def p(self) -> float:
-        """The share of elements that become zero."""
-        return self.clock.p
+        self.p, self.name, self.clock = p, name, clock
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` [rows, length, width] with a share p of its elements zero, the others divided by 1 - p; itself in
@@ -87,7 +87,7 @@ class KeyedDropout(nn.Module):
         """What this micro-batch keeps of `x` [rows, length, width], for `x` as one member [1, rows * length, width]."""
         if x.device.type == "cpu":
             return drawn(self.clock.key(self.name), self.p, x.shape).view(1, -1, x.shape[-1])
-        return Keys(*self.clock.keys(x.device), layer_number(self.name), x.shape[-2])
+        return Keys(*self.clock.keys(self.p, x.device), layer_number(self.name), x.shape[-2])
 
 
 def drawn(key: int, p: float, shape: Sequence[int]) -> torch.Tensor:
@@ -109,16 +109,26 @@ def masked(x: torch.Tensor, mask: Mask) -> torch.Tensor:
     return drop(x, mask.keys, mask.shares, mask.layer, mask.length)
 
 
+def require_kernel(device: torch.device) -> None:
+    """Raises `Refusal` on a GPU where Triton cannot build the kernel."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if device.type == "cuda" and not (compiler and importlib.util.find_spec("triton")):
+        raise Refusal(
+            "lora.lora_dropout on a GPU needs Triton and a C compiler: pip install triton, apt-get install gcc "
+            "python3-dev; or leave dropout out with lora.lora_dropout=0"
+        )
+
+
 def layer_number(name: str) -> int:
     """31 bits that tell layers apart."""
     return xxh3_64_intdigest(name.encode()) >> 33
 
 
-def key_dropout(model: PeftModel, p: float, seed: int) -> Clock:
+def key_dropout(model: PeftModel, seed: int) -> Clock:
     """Replace the dropout of every adapted layer; returns the clock that its trainer must wind, as a callback."""
-    clock = Clock(p, seed)
+    clock = Clock(seed)
     for name, module in model.named_modules():
         for adapter, dropout in getattr(module, "lora_dropout", {}).items():
             if isinstance(dropout, nn.Dropout):
-                module.lora_dropout[adapter] = KeyedDropout(name, clock)
+                module.lora_dropout[adapter] = KeyedDropout(dropout.p, name, clock)
     return clock

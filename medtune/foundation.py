@@ -16,6 +16,7 @@ from medtune.cache import cached
 from medtune.config import Run
 from medtune.data import Conversations
 from medtune.data.store import SPLITS
+from medtune.dropout import require_kernel
 from medtune.examination import Examination, examination, load_likelihood, name_of, save_likelihood
 from medtune.likelihood import Likelihood, likelihood
 from medtune.proof import Proof, prove
@@ -118,6 +119,8 @@ def lay(run: Run, conversations: Conversations) -> Foundation:
     """
     device = model.device_for(run.model)
     model.require_memory(run.model, run.quantization, device)
+    if run.lora.lora_dropout:
+        require_kernel(device)
     tokenizer = model.load_tokenizer(run.model)
     tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
     splits = [(getattr(tokens, name), getattr(conversations, name)) for name in SPLITS]

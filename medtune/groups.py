@@ -1,6 +1,6 @@
 """The configuration groups of `conf/` and the experiments: what there is to choose from.
 
-Hydra is known here, to the two modules that follow, to the launcher, and to the `main`s.
+Hydra is known here, to overrides.py and command_line.py, to the launchers, and to the `main`s.
 """
 
 import difflib

@@ -34,6 +34,8 @@ from medtune.weights import from_source, locate, random_config, random_weights
 log = logging.getLogger(__name__)
 
 GIGABYTE = 1e9
+# How activations are recomputed. Dropout has its own keys: nothing random happens that would have to be repeated.
+RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:

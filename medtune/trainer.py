@@ -30,7 +30,7 @@ from medtune import adapter, interruption
 from medtune.config import Run
 from medtune.dropout import key_dropout
 from medtune.likelihood import Likelihood, add_taught_loss, base_of, likelihood
-from medtune.model import attending, training_kernel
+from medtune.model import RECOMPUTED, attending, training_kernel
 from medtune.resumption import ResumableTrainer
 from medtune.tokens import IGNORED, Tokens
 
@@ -71,8 +71,7 @@ def build_trainer(
         max_grad_norm=config.max_grad_norm,
         optim=config.optim.name,
         gradient_checkpointing=gradient_checkpointing,
-        # Dropout has its own keys: nothing random happens that a recomputation would have to repeat.
-        gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False},
+        gradient_checkpointing_kwargs=RECOMPUTED,
         # Autocast runs the float32 adapter in 16 bits on a GPU. On a CPU it only costs time.
         bf16=on_gpu and dtype is torch.bfloat16,
         fp16=on_gpu and dtype is torch.float16,
@@ -104,7 +103,7 @@ def build_trainer(
         eval_dataset=tokens.validation,
         processing_class=tokenizer,
         callbacks=[
-            key_dropout(model, run.lora.lora_dropout, run.seed),
+            key_dropout(model, run.seed),
             *callbacks,
             *stopping,
             StopAtNonFiniteGradient(),

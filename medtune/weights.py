@@ -110,10 +110,9 @@ def copy_tokenizer(folder: Path) -> None:
 def random_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     """The configuration of a Llama of `model.architecture`; its vocabulary is the tokenizer's unless that says more."""
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), **(model.architecture or {})}
-    tied = model.embedding_parameters == sizes["vocab_size"] * sizes["hidden_size"]
-    return LlamaConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tie_word_embeddings=tied, **sizes
-    )
+    own_head = model.embedding_parameters == 2 * sizes["vocab_size"] * sizes["hidden_size"]
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return LlamaConfig(**ends, tie_word_embeddings=not own_head, **sizes)
 
 
 @dataclass

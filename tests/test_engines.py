@@ -168,7 +168,7 @@ def test_members_are_jobs_of_a_slurm_array(command: list[str], tmp_path: Path) -
 @OPTUNA
 def test_optuna_may_propose_a_member_twice(command: list[str], tmp_path: Path) -> None:
     words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=4"]
-    answer = run(*command, *words, "lora.r=choice(2,4)", "trainer.max_steps=1", "-m")
+    answer = run(*command, *words, "lora.r=choice(2,4)", "trainer.max_steps=choice(1)", "-m")
     assert answer.returncode == 0, answer.stderr
     assert {status(path.parent) for path in (tmp_path / "sweep").glob("*/run.json")} == {"done"}
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())

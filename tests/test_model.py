@@ -11,7 +11,7 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from conftest import compose
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from medtune import model, weights
 from medtune.cache import cached
@@ -237,3 +237,22 @@ def test_flash_attention_without_its_package_is_refused(tiny_run: Compose, monke
     run = tiny_run("model.attn_implementation=flash_attention_2")
     with pytest.raises(Refusal, match="needs a GPU and the package flash-attn: choose sdpa"):
         model.load_base(run.model, run.quantization, model.load_tokenizer(run.model), CPU)
+
+
+@pytest.mark.parametrize("name", ["tiny_random", "llama3_8b_random"])
+def test_random_weights_have_the_size_that_the_configuration_says(name: str) -> None:
+    shape = compose(f"model={name}").model
+    config = weights.random_config(shape, model.load_tokenizer(shape))
+    with torch.device("meta"):
+        net = LlamaForCausalLM(config)
+    ends = {id(p): p for p in (net.get_input_embeddings().weight, net.get_output_embeddings().weight)}
+    assert net.num_parameters() == shape.parameters
+    assert sum(p.numel() for p in ends.values()) == shape.embedding_parameters
+
+
+def test_random_weights_are_the_same_every_time() -> None:
+    run = compose("model=tiny_random")
+    tokenizer = model.load_tokenizer(run.model)
+    first, second = (model.load_base(run.model, run.quantization, tokenizer, CPU) for _ in range(2))
+    assert model.fingerprint(first) == model.fingerprint(second)
+    assert len(model.four_bit_layers(first)) == 14 and first.lm_head.weight is first.model.embed_tokens.weight

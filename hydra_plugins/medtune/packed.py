@@ -44,6 +44,11 @@ class PackedLauncher(Launcher):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
 
+    @property
+    def proposed(self) -> bool:
+        """Whether a sweeper chooses members, a few at a time, by what came of those before."""
+        return bool(self.config.hydra.runtime.choices["hydra/sweeper"] != "basic")
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Hydra loads every launcher it finds, also for `--cfg`: medtune's modules only when one launches.
         from medtune.config import Refusal
@@ -58,16 +63,15 @@ class PackedLauncher(Launcher):
         sweep = Path(self.config.hydra.sweep.dir).absolute()
         members, configs = self.compose(job_overrides, initial_job_idx, sweep)
         # A grid that names a run twice is a mistake; Optuna may well propose one twice.
-        proposed = self.config.hydra.runtime.choices["hydra/sweeper"] != "basic"
         first: dict[str, Any] = {}
         once = [first.setdefault(member.key, member) for member in members]
-        distinct = list(first.values()) if proposed else members
+        distinct = list(first.values()) if self.proposed else members
         overrides = self.config.hydra.overrides
         own = ("hydra.sweep.dir", "hydra.mode")  # where and that it is a sweep: whoever goes on with it says so anew
         words = [word for word in overrides.hydra if not word.startswith(own)]
         with opened(sweep, [*words, *overrides.task]) as ledger:
             ledger.enter(distinct)
-            for member, config in zip(members, configs, strict=True):
+            for member, config in zip(once, configs, strict=True):
                 save(config, member.folder / (self.config.hydra.output_subdir or ".hydra"))
             with open_dict(self.config):
                 self.config.hydra.runtime.output_dir = str(sweep)
@@ -77,7 +81,7 @@ class PackedLauncher(Launcher):
             finally:
                 for member in distinct:
                     ledger.update(member)
-                if not proposed:  # others come again with more
+                if not self.proposed:  # others come again with more
                     from medtune.comparison import summary  # reads Parquet: not before it is needed
 
                     print(summary(ledger.folders), flush=True)
@@ -107,7 +111,11 @@ class PackedLauncher(Launcher):
         from medtune.sweep.ledger import Member, folder_of, names
 
         common = unswept(self.config.hydra.overrides.task)
-        called = names([filter_overrides(words) for words in job_overrides], common)
+        swept = [filter_overrides(words) for words in job_overrides]
+        if self.proposed:  # the next batch may differ in what this one does not
+            called = [",".join(word for word in words if word.partition("=")[0] not in common) for words in swept]
+        else:
+            called = names(swept, common)
         members, configs, problems = [], [], []
         for i, (name, words) in enumerate(zip(called, job_overrides, strict=True)):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))

@@ -122,8 +122,8 @@ class Crew:
 
         runs = [member.run for member in self.members.values()]
         try:
+            self.ledger.require_same_data(runs[0].data)
             foundation = foundations.of(runs[0])
-            self.ledger.require_same_data(runs[0].data, foundation.conversations.fingerprint)
             size = plan(runs, foundation, self.settings.width, self.settings.processes)
             for run in runs:  # once for all, and with all cores
                 foundation.untuned(run)

@@ -89,12 +89,15 @@ class Ledger:
             self.note(member)
         self.write()
 
-    def require_same_data(self, data: Data, fingerprint: str) -> None:
+    def require_same_data(self, data: Data) -> None:
         """Raises `Refusal` when members that are done here were trained on other data, though it has the same name."""
+        from medtune.data import prepare  # not before there is something to compare with
+
         for row in self.rows.values():
-            facts = read_json(self.path.parent / row["folder"] / "run.json")
-            trained_on = facts.get("data_fingerprint", fingerprint)
-            if row["status"] in OVER and row["configuration"]["data"] == plain(data) and trained_on != fingerprint:
+            trained_on = read_json(self.path.parent / row["folder"] / "run.json").get("data_fingerprint")
+            if row["status"] not in OVER or row["configuration"]["data"] != plain(data) or not trained_on:
+                continue
+            if trained_on != prepare(data).fingerprint:  # from the cache, but the first time
                 raise Refusal(
                     f"the data is no longer what {row['overrides']} was trained on, so that members could not be "
                     "compared: name another sweep folder"

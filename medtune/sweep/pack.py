@@ -20,7 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from medtune.model import view
 from medtune.sweep import turns
-from medtune.sweep.passes import Gradients, Layers, Pass, Rows, Trunk, layers_of
+from medtune.sweep.passes import Pass, Rows, Trunk, layers_of
+from medtune.sweep.stack import Gradients, Layers
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,8 @@ class Pack:
         try:
             if lane.done:
                 self.lanes.remove(lane)
+                if self.pending is None:
+                    self.trunk.forget()  # or whoever comes next would meet it in memory
                 if job := self.next_job():
                     self.admit(job)
             if self.lanes and all(other.waiting for other in self.lanes):
@@ -190,13 +193,16 @@ class Pack:
             accumulate(found)
         elif len(going) > 1:
             if passed:
-                del passed.output  # the caller holds the pass
+                del passed.output, passed.adapters  # the caller holds the pass
+                self.trunk.forget()
             for part in (going[: half(going)], going[half(going) :]):
                 self.backward(part, None)
 
     def gradients(self, lanes: list[Lane], passed: Pass) -> Gradients:
         """Of the members of a pass that still wait for theirs."""
-        return passed.gradients([None if lane.done or lane.hidden is None else lane.hidden.grad for lane in lanes])
+        found = [None if lane.done or lane.hidden is None else lane.hidden.grad for lane in lanes]
+        assert all(lane.done or gradient is not None for lane, gradient in zip(lanes, found, strict=True))
+        return passed.gradients(found)
 
     def attempt(self, lanes: list[Lane], work: Callable[[], Any]) -> Any:
         """What `work` gives, or None if it fails: a single member has the error then, several are to be tried in parts.
@@ -221,12 +227,12 @@ class Pack:
 
 def accumulate(found: Gradients) -> None:
     """Add gradients to those of the micro-batches before."""
-    before = [(p.grad, gradient) for p, gradient in found if p.grad is not None]
-    if before:
-        torch._foreach_add_(*map(list, zip(*before, strict=True)))
-    for parameter, gradient in found:
-        if parameter.grad is None:
-            parameter.grad = gradient
+    sums = []
+    for parameter, _ in found:
+        if parameter.grad is None:  # memory of its own: a part of a stack would keep that of all members
+            parameter.grad = torch.zeros_like(parameter)
+        sums.append(parameter.grad)
+    torch._foreach_add_(sums, [gradient for _, gradient in found])
 
 
 def half(lanes: list[Lane]) -> int:

@@ -5,11 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from gpu_trainers import MODELS, Bench, table
+from gpu_trainers import Bench, table
 from training_cases import ROOT
 from transformers import LlamaForCausalLM
 
@@ -27,17 +26,15 @@ def processes(bench: Bench) -> str:
     weights, rows = bench.folder / "weights", bench.folder / "rows.json"
     save_weights(bench, weights)
     write_rows(bench, rows)
-    commands = [plain(bench, weights, rows, r, RATES[0]) for r in RANKS]
     seconds = {
-        "plain script, two one after another": measure(commands, 1),
-        "medtune.train -m, four": measure([medtune(bench, weights, 2, 2)], 1),
-        "medtune.train -m, eight": measure([medtune(bench, weights, 2, 4)], 1),
+        "plain script, two one after another": measure([plain(bench, weights, rows, r) for r in RANKS]),
+        "medtune.train -m, four": measure([medtune(bench, weights, 2)]),
+        "medtune.train -m, eight": measure([medtune(bench, weights, 4)]),
     }
-    each = seconds["plain script, two one after another"] / 2
-    members = dict(zip(seconds, (2, 4, 8), strict=True))
+    each = (seconds["plain script, two one after another"] or 0) / 2
     lines = [
-        [name, f"{value:.1f}", f"{members[name] * each / value:.2f}" if value else "failed"]
-        for name, value in seconds.items()
+        [name, f"{value:.1f}" if value else "failed", f"{members * each / value:.2f}" if value and each else "-"]
+        for (name, value), members in zip(seconds.items(), (2, 4, 8), strict=True)
     ]
     return "\n\n".join(
         [
@@ -70,21 +67,20 @@ def write_rows(bench: Bench, path: Path) -> None:
     path.write_text(json.dumps({name: split.to_list() for name, split in splits.items()}), encoding="utf-8")
 
 
-def plain(bench: Bench, weights: Path, rows: Path, r: int, rate: str) -> list[str]:
+def plain(bench: Bench, weights: Path, rows: Path, r: int) -> list[str]:
     """The plain script's command for one member."""
-    words = {"--model": weights, "--rows": rows, "--out": bench.folder / f"plain-{r}-{rate}", "--r": r}
-    words |= {"--learning-rate": rate, "--steps": STEPS, "--rows-per-pass": 1, "--accumulation": ACCUMULATION}
+    words = {"--model": weights, "--rows": rows, "--out": bench.folder / f"plain-{r}", "--r": r}
+    words |= {"--learning-rate": RATES[0], "--steps": STEPS, "--rows-per-pass": 1, "--accumulation": ACCUMULATION}
     script = str(ROOT / "tests" / "bench" / "plain.py")
     return [sys.executable, script, *(str(word) for pair in words.items() for word in pair)]
 
 
-def medtune(bench: Bench, weights: Path, ranks: int, rates: int) -> list[str]:
-    """medtune's command for some ranks and rates."""
-    swept = [f"lora.r={','.join(map(str, RANKS[:ranks]))}", f"trainer.learning_rate={','.join(RATES[:rates])}"]
-    out = bench.folder / f"medtune-{ranks}-{rates}"
-    where = [f"hydra.sweep.dir={out}", "-m"] if ranks * rates > 1 else [f"hydra.run.dir={out}"]
+def medtune(bench: Bench, weights: Path, rates: int) -> list[str]:
+    """medtune's command for a sweep of both ranks and some rates."""
+    swept = [f"lora.r={','.join(map(str, RANKS))}", f"trainer.learning_rate={','.join(RATES[:rates])}"]
+    where = [f"hydra.sweep.dir={bench.folder / f'medtune-{rates}'}", "-m"]
     return [
-        sys.executable, "-m", "medtune.train", f"model={bench.name if bench.tiny else MODELS['8B']}",
+        sys.executable, "-m", "medtune.train", f"model={bench.name}",
         "model.weights=folder", f"model.path={weights}", "lora=all_linear", "trainer.max_length=1024",
         f"trainer.max_steps={STEPS}", f"eval.every={STEPS}", "trainer.per_device_train_batch_size=1",
         f"trainer.gradient_accumulation_steps={ACCUMULATION}", "eval.prompts=[]", "eval.held_out=1",
@@ -92,20 +88,13 @@ def medtune(bench: Bench, weights: Path, ranks: int, rates: int) -> list[str]:
     ]  # fmt: skip
 
 
-def measure(commands: list[list[str]], at_once: int) -> float:
-    """Seconds that the processes take, 0 if one fails."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-
-    def execute(command: list[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-
+def measure(commands: list[list[str]]) -> float | None:
+    """Seconds that processes take one after another; None if one fails."""
     began = time.monotonic()
-    with ThreadPoolExecutor(at_once) as pool:
-        ended = list(pool.map(execute, commands))
-    seconds = time.monotonic() - began
-    for process in ended:
+    for command in commands:
+        words = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        process = subprocess.run(command, capture_output=True, text=True, env=words, cwd=ROOT)
         if process.returncode:
             print(process.stdout[-2000:], process.stderr[-2000:], flush=True)
-            return 0.0
-    print(f"{len(commands)} processes, {at_once} at once: {seconds:.1f} s", flush=True)
-    return seconds
+            return None
+    return time.monotonic() - began

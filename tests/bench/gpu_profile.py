@@ -6,6 +6,7 @@ from collections import Counter
 import torch
 from gpu_speed import run_of
 from gpu_trainers import WARM_UP, Bench, Shape, Stopwatch, table
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from transformers import TrainerCallback
 
@@ -47,6 +48,8 @@ def profile(bench: Bench) -> str:
         trainer.train()
         spent: Counter[str] = Counter()
         for event in profiled.profiler.key_averages(group_by_input_shape=True):
+            if event.device_type is not DeviceType.CPU:
+                continue  # a kernel, which its operation has already counted
             kind = kind_of(event.key, event.input_shapes, run.lora.r, bench)
             spent[kind] += event.self_device_time_total / 1e3 / STEPS
         spent["the GPU idle (profiler on)"] = 1e3 * profiled.seconds / STEPS - sum(spent.values())

@@ -23,7 +23,7 @@ MEMBERS = (1, 2, 4, 8, 16)  # 1: alone, in no pack
 SINGLE = [Shape(rows, length) for length in (None, 512) for rows in (1, 2, 4, 8)] + [Shape(1, 2048), Shape(4, 2048)]
 PACKED = [Shape(1, None), Shape(2, None), Shape(1, 512), Shape(2, 512)]
 TINY = [Shape(1, 32), Shape(2, None)]
-FLOPS = 989e12  # dense bfloat16 of an H100 or H200, by NVIDIA's data sheet
+FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bfloat16, by NVIDIA's data sheet
 
 
 def run_of(bench: Bench, shape: Shape, *words: str) -> Run:
@@ -47,11 +47,12 @@ def single(bench: Bench) -> str:
                     rates[side].append(rate)
                     peaks[side] = bench.peak(side) / 1e9
             theirs, ours = (median(rates[side]) for side in ("plain", "medtune"))
-            used = ours * flops_per_token(bench, shape) / FLOPS if bench.on_gpu else 0.0
+            most = FLOPS.get(torch.cuda.get_device_name()) if bench.on_gpu else None
+            used = f"{ours * flops_per_token(bench, shape) / most:.0%}" if most else "-"
             words = "recomputed" if recomputed else "kept"
             times = f"{ours / theirs:.2f}" if theirs else "-"
             apart = max((abs(a / b - 1) for a, b in zip(losses["medtune"], losses["plain"], strict=False)), default=0)
-            speeds = [f"{theirs:,.0f}", f"{ours:,.0f}", times, f"{apart:.1e}", f"{used:.0%}"]
+            speeds = [f"{theirs:,.0f}", f"{ours:,.0f}", times, f"{apart:.1e}", used]
             rows.append([shape, words, *speeds, f"{peaks['plain']:.1f}", f"{peaks['medtune']:.1f}"])
             estimate = (bench.footprint["medtune"] + member_bytes(run, bench.base("medtune"), recomputed)) / 1e9
             estimates.append([shape, words, f"{estimate:.2f}", f"{peaks['medtune']:.2f}"])
@@ -65,7 +66,7 @@ def single(bench: Bench) -> str:
             table([*headers, "losses apart", "of the peak FLOP/s", "plain peak GB", "medtune peak GB"], rows),
             f"Medians of {bench.rounds} times {STEPS} steps; tokens without padding. Losses apart: the largest "
             "relative difference of a step's loss; the sides' dropout differs. FLOP/s are those of the model, a "
-            f"recomputation left out, in shares of {FLOPS / 1e12:.0f} TFLOP/s (data sheet).",
+            "recomputation left out, in shares of what the data sheet says.",
             "### The estimate of memory by which members are planned",
             table(["rows x tokens", "activations", "estimated GB", "measured GB", "difference"], estimates),
         ]
