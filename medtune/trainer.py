@@ -71,7 +71,7 @@ def build_trainer(
         max_grad_norm=config.max_grad_norm,
         optim=config.optim.name,
         gradient_checkpointing=gradient_checkpointing,
-        gradient_checkpointing_kwargs=RECOMPUTED,
+        gradient_checkpointing_kwargs=dict(RECOMPUTED),
         # Autocast runs the float32 adapter in 16 bits on a GPU. On a CPU it only costs time.
         bf16=on_gpu and dtype is torch.bfloat16,
         fp16=on_gpu and dtype is torch.float16,
