@@ -17,6 +17,7 @@ from medtune.config import Run
 from medtune.foundation import Foundation
 from medtune.result import Failure
 from medtune.sweep.pack import Lane, Pack
+from medtune.sweep.passes import Trunk
 from medtune.train import lay_foundation, train
 from medtune.trainer import AdapterTrainer
 
@@ -80,15 +81,20 @@ def pack_up(runs: list[Run], folder: Path, width: int, checkpointing: bool = Fal
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("width", [2, 4])
 def test_packed_members_equal_themselves_alone(
-    tiny_run: Compose, tmp_path: Path, width: int, checkpointing: bool
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, checkpointing: bool
 ) -> None:
+    together: list[int] = []
+    stock = Trunk.through
+    monkeypatch.setattr(Trunk, "through", lambda self, rows: together.append(len(rows)) or stock(self, rows))
     common = ["quantization=none", "trainer.gradient_accumulation_steps=3"]
     common += [f"trainer.gradient_checkpointing={checkpointing}"]
     runs = [tiny_run(*common, *words) for words in MEMBERS]
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))
+    assert not together
     foundation, _, failures = pack_up(runs, tmp_path / "packed", width, checkpointing)
     assert not failures
+    assert together.count(width) >= 12, "they went through the base together"
     foundation.require_unchanged()
     for place in range(len(runs)):
         found = compare(tmp_path / "alone" / str(place), tmp_path / "packed" / str(place))
