@@ -100,6 +100,7 @@ def test_smoke_sweep_prints_base_and_members(smoke: tuple[Path, str]) -> None:
     assert "Patient: I have a fever and a sore throat. What should I do?" in said
     ledger = read_json(sweep / "sweep.json")["members"]
     assert [(row["folder"], row["status"]) for row in ledger] == [(member, "done") for member in members]
+    assert "WARNING" not in said, "the libraries' messages to programmers are off"
 
 
 @pytest.mark.slow

@@ -118,12 +118,12 @@ class Crew:
 
     def run(self, foundations: "Foundations") -> None:
         """Run everybody on their foundation; if that cannot be had, none of them can."""
-        from medtune.sweep.plan import plan
-
         runs = [member.run for member in self.members.values()]
         try:
             self.ledger.require_same_data(runs[0].data)
             foundation = foundations.of(runs[0])
+            from medtune.sweep.plan import plan  # heavy, and loud before the libraries are quieted
+
             size = plan(runs, foundation, self.settings.width, self.settings.processes)
             for run in runs:  # once for all, and with all cores
                 foundation.untuned(run)
