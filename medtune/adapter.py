@@ -1,7 +1,4 @@
-"""conf/lora -> the base with a LoRA adapter; save it so that it says what it needs, and prove that it loads again.
-
-The only module that knows PEFT.
-"""
+"""conf/lora -> the base with a LoRA adapter; save it so that it says what it needs, and prove that it loads again."""
 
 import shutil
 from dataclasses import asdict
