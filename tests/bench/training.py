@@ -40,6 +40,8 @@ def main() -> None:
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):  # not on macOS
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    # Parts measured on their own have a section of their own.
+    title = TITLE if options.only == list(PARTS) else f"{TITLE}: {', '.join(options.only)}"
     names = list(dict.fromkeys(name for part in options.only for name in PARTS[part]))
     found: dict[str, list[Measurement]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:
@@ -53,7 +55,7 @@ def main() -> None:
                 said = result.error or f"{result.seconds:.1f} s, {result.peak_gb:.2f} GB"
                 print(f"round {turn + 1} of {options.rounds}: {name}: {said}", flush=True)
             text = Report(found, options.only).text()
-            write_section(options.out, TITLE, text)
+            write_section(options.out, title, text)
     print(f"\n{text}")
 
 
