@@ -91,13 +91,16 @@ class Ledger:
 
     def require_same_data(self, data: Data) -> None:
         """Raises `Refusal` when members that are done here were trained on other data, though it has the same name."""
+        done = [row for row in self.rows.values() if row["status"] in OVER]
+        alike = [row for row in done if row["configuration"]["data"] == plain(data)]
+        if not alike:
+            return
         from medtune.data import prepare  # not before there is something to compare with
 
-        for row in self.rows.values():
-            trained_on = read_json(self.path.parent / row["folder"] / "run.json").get("data_fingerprint")
-            if row["status"] not in OVER or row["configuration"]["data"] != plain(data) or not trained_on:
-                continue
-            if trained_on != prepare(data).fingerprint:  # from the cache, but the first time
+        found = prepare(data).fingerprint
+        for row in alike:
+            facts = read_json(self.path.parent / row["folder"] / "run.json")
+            if facts.get("data_fingerprint", found) != found:
                 raise Refusal(
                     f"the data is no longer what {row['overrides']} was trained on, so that members could not be "
                     "compared: name another sweep folder"

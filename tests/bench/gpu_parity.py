@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 from gpu_speed import void
-from gpu_trainers import WARM_UP, Bench, Stopwatch, table
+from gpu_trainers import WARM_UP, Bench, Stopwatch
+from training_report import table
 from transformers import PreTrainedModel
 
 from medtune.config import Run

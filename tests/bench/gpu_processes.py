@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import torch
-from gpu_trainers import Bench, table
+from gpu_trainers import Bench
 from training_cases import ROOT
+from training_report import table
 from transformers import LlamaForCausalLM
 
 from medtune.data import prepare

@@ -5,9 +5,10 @@ from collections import Counter
 
 import torch
 from gpu_speed import run_of
-from gpu_trainers import WARM_UP, Bench, Shape, Stopwatch, table
+from gpu_trainers import WARM_UP, Bench, Shape, Stopwatch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
+from training_report import table
 from transformers import TrainerCallback
 
 SHAPES = [Shape(1, 512), Shape(4, 512), Shape(4, 2048)]

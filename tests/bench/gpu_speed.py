@@ -7,8 +7,9 @@ from functools import partial
 from statistics import median
 
 import torch
-from gpu_trainers import Bench, Shape, Stopwatch, table
+from gpu_trainers import Bench, Shape, Stopwatch
 from peft import PeftModel
+from training_report import table
 
 from medtune import adapter, model
 from medtune.config import Run

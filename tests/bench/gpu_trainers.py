@@ -2,7 +2,6 @@
 
 import gc
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from plain import plain_trainer
-from tabulate import tabulate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTTrainer
 
@@ -203,8 +201,3 @@ class Stopwatch(TrainerCallback):
     def tokens(self) -> int:
         """Of the measured steps."""
         return int(sum(self.passed[WARM_UP * len(self.passed) // (WARM_UP + self.steps) :]))
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown; numbers come as text."""
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
