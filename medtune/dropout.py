@@ -44,7 +44,8 @@ class Clock(TrainerCallback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.step, self.micro_batch = 0, 0
-        self.told: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None  # when, and the keys on the GPU
+        self.told: Any = None  # the micro-batch that the GPU's key is of
+        self.on_gpu: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -61,11 +62,15 @@ class Clock(TrainerCallback):
         return xxh3_64_intdigest(f"{self.seed}/{self.step}/{self.micro_batch}/{name}".encode()) >> 1
 
     def keys(self, p: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """The key that all layers share in this micro-batch, and the share they drop [1], brought to the GPU once."""
-        now = self.step, self.micro_batch, p
-        if self.told is None or self.told[0] != now:
-            self.told = now, (torch.tensor([self.key("")], device=device), torch.tensor([p], device=device))
-        return self.told[1]
+        """The key that all layers share in this micro-batch, and the share they drop [1], told to the GPU once; the
+        tensors stay the same ones."""
+        if self.on_gpu is None:
+            self.on_gpu = torch.zeros(1, dtype=torch.int64, device=device), torch.tensor([p], device=device)
+        now = self.step, self.micro_batch
+        if self.told != now:
+            self.on_gpu[0].fill_(self.key(""))
+            self.told = now
+        return self.on_gpu
 
 
 class KeyedDropout(nn.Module):
@@ -107,6 +112,21 @@ def masked(x: torch.Tensor, mask: Mask) -> torch.Tensor:
     from medtune.dropout_kernel import drop  # Triton comes with PyTorch for GPUs only
 
     return drop(x, mask.keys, mask.shares, mask.layer, mask.length)
+
+
+def add_masked(to: torch.Tensor, low: torch.Tensor, a: torch.Tensor, mask: Mask) -> None:
+    """Add to `to` [members, tokens, width] the product of `low` [members, tokens, r] and `a` [members, r, width],
+    without what is dropped."""
+    if mask is None:
+        to.baddbmm_(low, a)
+        return
+    if isinstance(mask, Keys):
+        from medtune.dropout_kernel import MOST, add_dropped
+
+        if low.shape[-1] <= MOST:
+            add_dropped(to, low, a, mask.keys, mask.shares, mask.layer, mask.length)
+            return
+    to.add_(masked(torch.bmm(low, a), mask))
 
 
 def require_kernel(device: torch.device) -> None:

@@ -94,7 +94,7 @@ class Base:
 
     def load(self, run: Run, tokenizer: Any) -> None:
         """Load the base of a run, unless it is there already."""
-        from medtune import model
+        from medtune import frozen, model
 
         if self.made_of == (run.model, run.quantization):
             return
@@ -102,7 +102,7 @@ class Base:
         self.made_of = self.model = None  # before the memory is asked for
         model.require_memory(run.model, run.quantization, device)
         self.model = model.load_base(run.model, run.quantization, tokenizer, device)
-        self.fingerprint = model.fingerprint(self.model)
+        self.fingerprint = frozen.fingerprint(self.model)
         self.made_of = (run.model, run.quantization)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from medtune import model
+from medtune import frozen, model
 from medtune.assessment import measure_base
 from medtune.cache import cached
 from medtune.config import Run
@@ -94,7 +94,7 @@ class Foundation:
 
     def require_unchanged(self) -> None:
         """Raises `Changed` when a bit of the base differs from what was loaded."""
-        if model.fingerprint(self.base) != self.fingerprint or not model.intact(self.base):
+        if frozen.fingerprint(self.base) != self.fingerprint or not frozen.intact(self.base):
             raise Changed("the frozen base was changed in training: its members cannot be compared; run them again")
 
     def facts(self, run: Run) -> dict[str, Any]:
@@ -128,4 +128,4 @@ def lay(run: Run, conversations: Conversations) -> Foundation:
     log.info("mask: %s", proof)
     base = model.load_base(run.model, run.quantization, tokenizer, device)
     model.require_context(base, run.trainer.max_length)
-    return Foundation(conversations, tokenizer, tokens, proof, base, model.fingerprint(base))
+    return Foundation(conversations, tokenizer, tokens, proof, base, frozen.fingerprint(base))

@@ -1,20 +1,23 @@
-"""What LoRA layers add to their frozen product, in as few passes over the activations as it takes.
+"""A frozen product and what LoRA layers add to it, in as few passes over the activations as it takes.
 
 PEFT's own layer casts the input of each layer to float32, and makes a new tensor for the dropout, the scaling, the sum
 and each cast; together a third of a training step on a CPU. Here the arithmetic is that of the frozen product, as under
-autocast on a GPU, while weights and gradients stay in float32, and the memory for the backward pass is half as large.
+autocast on a GPU, while weights and gradients stay in float32; what is added is added in place, and the memory for the
+backward pass is half as large.
 """
 
 from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import nn
 
-from medtune.dropout import KeyedDropout, Keys, Mask, masked
+from medtune.dropout import KeyedDropout, Keys, Mask, add_masked, masked
+from medtune.frozen import Product, product_of
 
 
 class LowRank(LoraVariant):
@@ -25,14 +28,19 @@ class LowRank(LoraVariant):
         module: LoraLayer, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: object
     ) -> torch.Tensor:
         """The frozen product `result` [rows, length, out] of `x` [rows, length, in], with what the adapter adds."""
-        a, b = weights(module, active_adapter)
-        dropout, scale = module.lora_dropout[active_adapter], module.scaling[active_adapter]
-        mask: Mask = None
-        if isinstance(dropout, KeyedDropout) and dropout.training:
-            mask, scale = dropout.mask(x), scale / (1 - dropout.p)
-        else:
-            x = dropout(x)
-        return updated(result, x, a[None], b[None], scale, mask)
+        return adapted(Product(lambda _: result, None, None), x, *member(module, active_adapter, x))
+
+
+def member(
+    layer: LoraLayer, adapter: str, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, float | torch.Tensor, Mask]:
+    """What `adapted` needs of a layer that acts alone on `x` [rows, length, in]."""
+    a, b = weights(layer, adapter)
+    dropout, scale = layer.lora_dropout[adapter], layer.scaling[adapter]
+    if isinstance(dropout, KeyedDropout) and dropout.training:
+        return a[None], b[None], scale / (1 - dropout.p), dropout.mask(x)
+    assert not (isinstance(dropout, nn.Dropout) and dropout.training), "its mask would not be known"
+    return a[None], b[None], scale, None
 
 
 def weights(layer: LoraLayer, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
@@ -41,42 +49,55 @@ def weights(layer: LoraLayer, adapter: str) -> tuple[nn.Parameter, nn.Parameter]
     return cast(nn.Parameter, a.weight), cast(nn.Parameter, b.weight)
 
 
-def updated(
-    y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor, mask: Mask
+def adapted(
+    product: Product, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor, mask: Mask
 ) -> torch.Tensor:
-    """The frozen product `y` [rows, length, out] of `x` [rows, length, in], with what each member adds to its rows.
+    """The frozen product [rows, length, out] of `x` [rows, length, in], with what each member adds to its rows.
 
     `a` [members, r, in], `b` [members, out, r]; members' rows follow one another, as many of each. `scale` of all, or
     [members, 1, 1].
     """
-    own_y, own_x = (values.reshape(len(a), -1, values.shape[-1]) for values in (y, x))
+    by_member = len(a), -1, x.shape[-1]
+    y = None
+    if product.weight is None or not torch.is_grad_enabled():  # for few tokens bitsandbytes has a kernel of its own
+        y = product.forward(x)
+        y = y.reshape(len(a), -1, y.shape[-1])
     dense, keys = (None, mask) if isinstance(mask, Keys) else (mask, None)
-    return cast(torch.Tensor, Update.apply(own_y, own_x, a, b, scale, dense, keys)).view(y.shape)
+    result = Adapted.apply(x.reshape(by_member), y, a, b, scale, dense, keys, product)
+    return cast(torch.Tensor, result).view(*x.shape[:-1], -1)
 
 
-class Update(torch.autograd.Function):
-    """y + scale * B A x (arXiv:2106.09685, equation 3) of several members, in the arithmetic of y.
+class Adapted(torch.autograd.Function):
+    """W x + scale * B A x (arXiv:2106.09685, equation 3) of several members, in the arithmetic of W x.
 
-    `y` [members, tokens, out], `x` [members, tokens, in], `a` [members, r, in], `b` [members, out, r]; the mask of x is
-    `dense`, or made from `keys`.
+    `x` [members, tokens, in], `a` [members, r, in], `b` [members, out, r]; W x is `y` [members, tokens, out], or made
+    from the product's weight. The mask of x is `dense`, or made from `keys`.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        y: torch.Tensor,
         x: torch.Tensor,
+        y: torch.Tensor | None,
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float | torch.Tensor,
         dense: torch.Tensor | None,
         keys: Keys | None,
+        product: Product,
     ) -> torch.Tensor:
-        x, a, b = x.to(y.dtype), a.to(y.dtype), b.to(y.dtype)
+        ctx.type_of_x, ctx.unpack = x.dtype, product.weight if y is None else None
+        if y is None:
+            weight = cast(Any, product.weight)()
+            x = x.to(weight.dtype)
+            y = F.linear(x, weight, product.bias)
+        else:
+            x, y = x.to(y.dtype), y.clone()
+        a, b = a.to(y.dtype), b.to(y.dtype)
         low = torch.bmm(masked(x, dense if keys is None else keys), a.mT).mul_(scale)
         ctx.save_for_backward(x, low, a, b, dense)
         ctx.scale, ctx.keys = scale, keys
-        return torch.baddbmm(y, low, b.mT)
+        return y.baddbmm_(low, b.mT)
 
     @staticmethod
     def backward(ctx: Any, of_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -84,8 +105,13 @@ class Update(torch.autograd.Function):
         mask = dense if ctx.keys is None else ctx.keys
         of_low = torch.bmm(of_y, b).mul_(ctx.scale)
         of_a, of_b = torch.bmm(of_low.mT, masked(x, mask)), torch.bmm(of_y.mT, low)
-        of_x = masked(torch.bmm(of_low, a), mask) if ctx.needs_input_grad[1] else None
-        return of_y, of_x, of_a.float(), of_b.float(), None, None, None
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.zeros_like(x) if ctx.unpack is None else torch.matmul(of_y, ctx.unpack())
+            add_masked(of_x, of_low, a, mask)
+            of_x = of_x.to(ctx.type_of_x)
+        through = of_y if ctx.needs_input_grad[1] else None
+        return of_x, through, of_a.float(), of_b.float(), None, None, None, None
 
 
 def use_low_rank(model: PeftModel) -> None:
@@ -106,4 +132,4 @@ def forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     variant = layer.lora_variant.get(active[0]) if len(active) == 1 else None
     if args or kwargs or layer.disable_adapters or layer.merged or not isinstance(variant, LowRank):
         return cast(torch.Tensor, type(layer).forward(layer, x, *args, **kwargs))
-    return LowRank.forward(layer, active[0], x, layer.base_layer(x))
+    return adapted(product_of(layer.base_layer), x, *member(layer, active[0], x))

@@ -12,7 +12,7 @@ from medtune.config import Run
 from medtune.likelihood import PIECE
 
 
-def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool, packed: bool = False) -> float:
+def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool) -> float:
     """Memory in bytes that one member takes beside the base: adapter, optimizer, activations, logits.
 
     Activations per token and layer are counted as in Korthikanti et al. (arXiv:2205.05198, section 4.1), with Llama's
@@ -32,8 +32,8 @@ def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool, packed: b
                 kept += module.in_features / layers  # a byte each
     tokens = run.trainer.per_device_train_batch_size * run.trainer.max_length
     activations = tokens * (layers * width * hidden + kept if checkpointing else layers * kept)
-    # Weights, gradients and two moments in float32; in a pack also their part of the stacks.
-    return (24 if packed else 16) * trained + activations + 3 * 4 * PIECE * config.vocab_size
+    # Weights, gradients and two moments in float32; on a GPU also their part of the stack, its gradients, and a pass's.
+    return (28 if base.device.type == "cuda" else 16) * trained + activations + 3 * 4 * PIECE * config.vocab_size
 
 
 def free_bytes(device: torch.device) -> float:

@@ -1,23 +1,15 @@
-"""conf/model + conf/quantization -> tokenizer and frozen base, ready for an adapter.
+"""conf/model + conf/quantization -> tokenizer and frozen base, ready for an adapter."""
 
-The only module that knows bitsandbytes.
-"""
-
-import copy
 import gc
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
-import torch.nn.functional as F
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -25,15 +17,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import is_flash_attn_2_available
 
 from medtune.choices import Attention, Dtype, QuantizationType, Weights
 from medtune.config import Model, Quantization, Refusal
+from medtune.frozen import fuse_norms, keep_gradients_after_evaluation, place_8bit_states, unpack
 from medtune.weights import from_source, locate, random_config, random_weights
 
 log = logging.getLogger(__name__)
 
 GIGABYTE = 1e9
+CAUSAL = "medtune_causal"  # transformers makes no mask for a kernel that it does not know
+AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 # How activations are recomputed. Dropout has its own keys: nothing random happens that would have to be repeated.
 RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}
 
@@ -102,6 +98,7 @@ def load_base(
         torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
     )
     unpack(base)
+    fuse_norms(base)
     return base
 
 
@@ -113,10 +110,12 @@ def kernel(attention: Attention) -> str:
 def training_kernel(model: Model, max_length: int, device: torch.device) -> str:
     """The attention kernel in training: on a CPU a step with eager attention takes 0.7 of the time with sdpa.
 
-    It holds the whole matrix of attention, so it is left to rows of up to 1,024 tokens.
+    It holds the whole matrix of attention, so it is left to rows of up to 1,024 tokens. On a GPU it is sdpa without a
+    mask, which has the faster kernels: rows are padded on the right, where no token looks.
     """
     eager = model.attn_implementation is Attention.auto and device.type == "cpu" and max_length <= 1024
-    return "eager" if eager else kernel(model.attn_implementation)
+    chosen = "eager" if eager else kernel(model.attn_implementation)
+    return CAUSAL if chosen == "sdpa" and device.type == "cuda" else chosen
 
 
 @contextmanager
@@ -212,83 +211,3 @@ def quantization_config(quantization: Quantization | None, dtype: torch.dtype) -
         bnb_4bit_use_double_quant=quantization.double_quantization,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def place_8bit_states(base: PreTrainedModel) -> None:
-    """Do now what bitsandbytes does at the first forward pass: move an 8-bit weight's scales to their layer.
-
-    Done later, by the first of several views that share the weight, it takes them from all others.
-    """
-    for module in base.modules():
-        if isinstance(module, Linear8bitLt) and cast(Any, module.weight).CB is not None:
-            module.init_8bit_state()
-
-
-def keep_gradients_after_evaluation(base: PreTrainedModel) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation.
-
-    On a CPU with AVX512-BF16 one forward pass in eval mode repacks them for a kernel that has no backward: afterwards
-    no gradient passes through the base, with a warning and a loss that still falls. A test trains across an evaluation.
-    """
-    for layer in four_bit_layers(base):
-        layer.support_avx512bf16_for_cpu = False
-
-
-def unpack(base: PreTrainedModel) -> None:
-    """On a CPU, hold beside the 4-bit weights the numbers they stand for, and compute with those.
-
-    Otherwise each pass unpacks all of them: a tenth of a training step, and for one token as much as its arithmetic.
-    The numbers are the same to the bit. Where the memory is not there, and on a GPU, which has a kernel for it, nothing
-    changes.
-    """
-    layers = four_bit_layers(base) if base.device.type == "cpu" else []
-    needed = sum(layer.in_features * layer.out_features for layer in layers) * base.dtype.itemsize
-    if needed > psutil.virtual_memory().available / 2:
-        return
-    for layer in layers:
-        vars(layer)["forward"] = partial(F.linear, weight=numbers(layer), bias=layer.bias)
-    if layers:
-        log.info("base: its 4-bit weights unpacked, once for all passes: %.2f GB more", needed / GIGABYTE)
-
-
-def unpacked(layer: Linear4bit) -> torch.Tensor | None:
-    """The numbers that a 4-bit layer computes with, where they are held."""
-    forward = vars(layer).get("forward")
-    return forward.keywords["weight"] if forward else None
-
-
-def numbers(layer: Linear4bit) -> torch.Tensor:
-    """What the packed weight [out, in] of a 4-bit layer stands for."""
-    packed: Any = layer.weight
-    return cast(torch.Tensor, dequantize_4bit(packed.data, packed.quant_state))
-
-
-def four_bit_layers(base: PreTrainedModel) -> list[Linear4bit]:
-    """The layers that bitsandbytes holds in 4 bits."""
-    return [module for module in base.modules() if isinstance(module, Linear4bit)]
-
-
-def view(base: PreTrainedModel) -> PreTrainedModel:
-    """A second tree of modules over the same frozen tensors: an adapter attached to it leaves the base as it is."""
-    tensors: list[Any] = [*base.parameters(), *base.buffers()]
-    for module in base.modules():
-        # bitsandbytes keeps what belongs to a weight beside it: constants of 4 bits, and the state of 8.
-        if isinstance(module, Linear4bit):
-            tensors += [module.quant_state, unpacked(module)]
-        tensors += [v for v in vars(getattr(module, "state", None) or object).values() if isinstance(v, torch.Tensor)]
-    return copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
-
-
-def fingerprint(base: PreTrainedModel) -> str:
-    """sha256 over the name, shape, type and bytes of every frozen tensor: equal means the same base to the bit."""
-    digest = hashlib.sha256()
-    for name, tensor in base.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def intact(base: PreTrainedModel) -> bool:
-    """Whether every 4-bit layer computes with what its weight stands for."""
-    held = ((layer, unpacked(layer)) for layer in four_bit_layers(base))
-    return all(weight is None or torch.equal(weight, numbers(layer)) for layer, weight in held)

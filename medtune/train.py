@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from medtune.foundation import Foundation
+    from medtune.sweep.alone import Alone
     from medtune.sweep.pack import Lane
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def train(
     run: Run,
     out: Path,
     foundation: "Foundation | None" = None,
-    lane: "Lane | None" = None,
+    lane: "Lane | Alone | None" = None,
     pause_at: int | None = None,
     watch: Callable[..., None] = lambda **values: None,
 ) -> float:
@@ -57,10 +58,11 @@ def train(
     """
     with Result(run, out) as result, deferred():
         foundation = foundation or lay_foundation(run)
-        from medtune import adapter, model
+        from medtune import adapter, frozen, model
         from medtune.data.questions import write_questions
         from medtune.memory import needs_checkpointing
         from medtune.report import Report, reset_peak_memory
+        from medtune.sweep.alone import Alone
         from medtune.trainer import build_trainer
 
         conversations, tokenizer, tokens = foundation.conversations, foundation.tokenizer, foundation.tokens
@@ -71,9 +73,13 @@ def train(
         untuned = foundation.untuned(run)
 
         reset_peak_memory()
-        tuned = adapter.attach(lane.view() if lane else model.view(foundation.base), run.lora, run.seed)
+        base = foundation.base
+        if lane is None and base.device.type == "cuda":
+            attention = model.training_kernel(run.model, run.trainer.max_length, base.device)
+            lane = Alone(base, needs_checkpointing(run, base), attention)
+        tuned = adapter.attach(lane.view() if lane else frozen.view(base), run.lora, run.seed)
         trained, total = adapter.trainable_parameters(tuned)
-        checkpointing = lane.checkpointing if lane else needs_checkpointing(run, foundation.base)
+        checkpointing = lane.checkpointing if lane else needs_checkpointing(run, base)
         result.record({"trainable_parameters": trained, "total_parameters": total, "checkpointing": checkpointing})
         log.info(
             "speed: loss on taught positions only, %s, activations %s",

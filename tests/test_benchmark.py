@@ -22,7 +22,7 @@ from transformers import (
 from medtune import benchmark
 from medtune.benchmark import Benchmark, require_benchmarks, run_benchmarks
 from medtune.config import Refusal
-from medtune.model import fingerprint, keep_gradients_after_evaluation
+from medtune.frozen import fingerprint, keep_gradients_after_evaluation
 
 Write = Callable[..., str]
 

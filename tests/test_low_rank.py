@@ -58,7 +58,7 @@ def largest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -
         (["quantization=nf4", "model.dtype=float32"], 1e-5),
         (["quantization=nf4", "model.dtype=float32", "lora=all_linear", "lora.use_rslora=true"], 1e-5),
         # PEFT adds in float32 what the frozen product rounds to 8 bits; so does no GPU under autocast.
-        (["quantization=nf4", "model.dtype=bfloat16"], 3e-2),
+        (["quantization=nf4", "model.dtype=bfloat16"], 4e-2),
         (["quantization=none", "model.dtype=bfloat16", "lora.lora_dropout=0"], 3e-2),
         (["quantization=int8", "model.dtype=bfloat16"], 3e-2),
     ],

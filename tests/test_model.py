@@ -13,7 +13,7 @@ from conftest import compose
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from medtune import model, weights
+from medtune import frozen, model, weights
 from medtune.cache import cached
 from medtune.config import Refusal, Run
 
@@ -183,9 +183,9 @@ def test_unpacked_weights_compute_the_same_to_the_bit(
     run = tiny_run(f"quantization={quantization}", f"model.dtype={dtype}")
     tokenizer = model.load_tokenizer(run.model)
     unpacked = model.load_base(run.model, run.quantization, tokenizer, CPU)
-    monkeypatch.setattr(model.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
+    monkeypatch.setattr(frozen.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
     packed = model.load_base(run.model, run.quantization, tokenizer, CPU)
-    held = [[model.unpacked(layer) is not None for layer in model.four_bit_layers(net)] for net in (unpacked, packed)]
+    held = [[frozen.unpacked(layer) is not None for layer in frozen.four_bit_layers(net)] for net in (unpacked, packed)]
     assert all(held[0]) and not any(held[1]) and len(held[0]) == len(held[1]) == 14
 
     def outcome(net: PreTrainedModel) -> list[torch.Tensor]:
@@ -196,11 +196,11 @@ def test_unpacked_weights_compute_the_same_to_the_bit(
         return [logits, embedded.grad]
 
     assert all(torch.equal(a, b) for a, b in zip(outcome(unpacked), outcome(packed.train()), strict=True))
-    assert model.intact(unpacked) and model.intact(packed)
-    changed = model.unpacked(model.four_bit_layers(unpacked)[3])
+    assert frozen.intact(unpacked) and frozen.intact(packed)
+    changed = frozen.unpacked(frozen.four_bit_layers(unpacked)[3])
     assert changed is not None
     changed[0, 0] += 1
-    assert not model.intact(unpacked)
+    assert not frozen.intact(unpacked)
 
 
 def test_the_embedded_model_in_4_bits() -> None:
@@ -254,5 +254,5 @@ def test_random_weights_are_the_same_every_time() -> None:
     run = compose("model=tiny_random")
     tokenizer = model.load_tokenizer(run.model)
     first, second = (model.load_base(run.model, run.quantization, tokenizer, CPU) for _ in range(2))
-    assert model.fingerprint(first) == model.fingerprint(second)
-    assert len(model.four_bit_layers(first)) == 14 and first.lm_head.weight is first.model.embed_tokens.weight
+    assert frozen.fingerprint(first) == frozen.fingerprint(second)
+    assert len(frozen.four_bit_layers(first)) == 14 and first.lm_head.weight is first.model.embed_tokens.weight

@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from medtune import model
+from medtune import frozen, model
 from medtune.config import Run
 from medtune.foundation import Foundation
 from medtune.result import Failure
+from medtune.sweep import recording
+from medtune.sweep.alone import Alone
 from medtune.sweep.pack import Lane, Pack
 from medtune.sweep.passes import Trunk
+from medtune.sweep.recording import Recordings
 from medtune.train import lay_foundation, train
 from medtune.trainer import AdapterTrainer
 
@@ -54,10 +57,12 @@ def compare(alone: Path, packed: Path) -> Compared:
     return Compared(*relative, adapter)
 
 
-def pack_up(runs: list[Run], folder: Path, width: int, checkpointing: bool = False) -> tuple[Foundation, Pack, Any]:
+def pack_up(
+    runs: list[Run], folder: Path, width: int, checkpointing: bool = False, attention: str = "eager"
+) -> tuple[Foundation, Pack, Any]:
     """A pack that is about to run: its foundation, itself, and the function that gives it its jobs."""
     foundation = lay_foundation(runs[0])
-    pack = Pack(foundation.base, width, checkpointing, "eager")
+    pack = Pack(foundation.base, width, checkpointing, attention)
     waiting = deque(enumerate(runs))
     failures: dict[int, Exception] = {}
 
@@ -100,6 +105,42 @@ def test_packed_members_equal_themselves_alone(
         found = compare(tmp_path / "alone" / str(place), tmp_path / "packed" / str(place))
         print(f"width {width}, member {place}: {found}")
         assert found.losses < 1e-6 and found.eval_losses < 1e-6 and found.adapter < 1e-4
+
+
+def replayed(work: Callable[[], None], pool: Any) -> Callable[[], None]:
+    """A stand-in for a CUDA graph, where there is no GPU: it does the work at every replay."""
+    work()
+    return work
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_recorded_passes_are_those_that_are_not(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    words = ["quantization=none", f"trainer.gradient_checkpointing={checkpointing}", "trainer.max_grad_norm=0.3"]
+    runs = [tiny_run(*words, *member) for member in MEMBERS]
+    for place, run in enumerate(runs):
+        train(run, tmp_path / "alone" / str(place))
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(recording, "captured", replayed)
+    shapes: list[tuple[int, int]] = []
+    stock = Recordings.record
+    monkeypatch.setattr(Recordings, "record", lambda self, shape: shapes.append(shape) or stock(self, shape))
+    monkeypatch.setattr(recording, "LEAST", 16)
+    _, _, failures = pack_up(runs, tmp_path / "packed", 4, checkpointing, model.CAUSAL)
+    lone = lay_foundation(runs[1])
+    train(runs[1], tmp_path / "recorded", lone, Alone(lone.base, checkpointing, model.CAUSAL))
+    assert not failures and len(set(shapes)) > 2
+    pairs = [(str(place), tmp_path / "packed" / str(place)) for place in range(4)] + [("1", tmp_path / "recorded")]
+    for place, folder in pairs:
+        found = compare(tmp_path / "alone" / place, folder)
+        assert found.losses < 1e-6 and found.eval_losses < 1e-6 and found.adapter < 1e-4
+
+
+def test_lengths_that_are_recorded_are_few_and_little_longer() -> None:
+    lengths = [recording.bucket(length) for length in range(1, 2049)]
+    assert all(length <= filled < max(length + 64, 1.125 * length + 1) for length, filled in enumerate(lengths, 1))
+    assert len(set(lengths)) == 24 and all(recording.bucket(filled) == filled for filled in lengths)
 
 
 @pytest.mark.parametrize("other", ["lora.use_dora=true", "trainer.per_device_train_batch_size=3"])
@@ -197,13 +238,13 @@ def test_one_that_diverges_and_one_that_raises_leave_the_others_alone(
 def test_a_view_shares_every_frozen_tensor(tiny_run: Compose) -> None:
     for quantization in ("nf4", "int8", "none"):
         foundation = lay_foundation(tiny_run(f"quantization={quantization}", "model.dtype=bfloat16"))
-        seen = model.view(foundation.base)
+        seen = frozen.view(foundation.base)
         theirs, ours = (dict(net.named_parameters()) for net in (foundation.base, seen))
         assert theirs.keys() == ours.keys() and all(ours[name] is theirs[name] for name in theirs)
         assert {id(m) for m in seen.modules()}.isdisjoint(id(m) for m in foundation.base.modules())
-        assert model.fingerprint(seen) == foundation.fingerprint
+        assert frozen.fingerprint(seen) == foundation.fingerprint
         row = torch.tensor([[5, 6, 7]], device=seen.device)
-        said = [net(input_ids=row).logits for net in (seen, model.view(foundation.base), foundation.base)]
+        said = [net(input_ids=row).logits for net in (seen, frozen.view(foundation.base), foundation.base)]
         assert torch.equal(said[0], said[2]) and torch.equal(said[1], said[2])
         foundation.require_unchanged()
 

@@ -12,7 +12,7 @@ from conftest import conversations, write_jsonl
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from medtune import adapter, model, trainer
+from medtune import adapter, frozen, model, trainer
 from medtune.config import Refusal, Run
 from medtune.data import prepare
 from medtune.result import Failure
@@ -199,7 +199,7 @@ def test_base_is_unchanged_by_training(tiny_run: Compose, tmp_path: Path, monkey
     monkeypatch.setattr(adapter, "attach", lambda *a, attach=adapter.attach: kept.append(attach(*a)) or kept[-1])
     train(tiny_run("trainer.learning_rate=1e-2"), tmp_path / "run")
     base = kept[0].unload()
-    assert model.fingerprint(base) == read(tmp_path / "run", "run.json")["base"]["fingerprint"]
+    assert frozen.fingerprint(base) == read(tmp_path / "run", "run.json")["base"]["fingerprint"]
 
 
 @pytest.mark.parametrize("lora", ["lora=all_linear", "lora.use_dora=true", "lora.use_rslora=true"])

@@ -16,11 +16,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from medtune.model import view
 from medtune.sweep import turns
-from medtune.sweep.passes import Pass, Rows, Trunk, layers_of
+from medtune.sweep.passes import Pass, Rows, Trunk, accumulate, routed
 from medtune.sweep.stack import Gradients, Layers
 
 log = logging.getLogger(__name__)
@@ -72,25 +70,14 @@ class Lane:
 
     def view(self) -> PreTrainedModel:
         """The base as this member sees it; attach an adapter and train it as usual."""
-        net = view(self.pack.base)
-        trunk = net.base_model
-        alone = trunk.forward
+        return routed(self.pack.base, self.through)
 
-        def forward(
-            input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **others: Any
-        ) -> Any:
-            if not torch.is_grad_enabled() or input_ids is None or attention_mask is None:
-                return alone(input_ids=input_ids, attention_mask=attention_mask, **others)  # an evaluation: alone
-            device = input_ids.device.type
-            arithmetic = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-            self.layers = self.layers or layers_of(trunk)
-            self.rows = Rows(input_ids, attention_mask, arithmetic, self.layers)
-            self.wait()
-            assert self.hidden is not None
-            return BaseModelOutputWithPast(last_hidden_state=self.hidden)
-
-        trunk.forward = forward
-        return net
+    def through(self, rows: Rows) -> torch.Tensor:
+        """Wait until the rows went through the base; returns their hidden states."""
+        self.rows, self.layers = rows, rows.layers
+        self.wait()
+        assert self.hidden is not None
+        return self.hidden
 
     def backward(self) -> None:
         """Take the gradient that the member's own backward pass left at the base's output through the base."""
@@ -193,7 +180,7 @@ class Pack:
             accumulate(found)
         elif len(going) > 1:
             if passed:
-                del passed.output, passed.adapters  # the caller holds the pass
+                del passed.output, passed.backward  # the caller holds the pass
                 self.trunk.forget()
             for part in (going[: half(going)], going[half(going) :]):
                 self.backward(part, None)
@@ -223,16 +210,6 @@ class Pack:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
-
-
-def accumulate(found: Gradients) -> None:
-    """Add gradients to those of the micro-batches before."""
-    sums = []
-    for parameter, _ in found:
-        if parameter.grad is None:  # memory of its own: a part of a stack would keep that of all members
-            parameter.grad = torch.zeros_like(parameter)
-        sums.append(parameter.grad)
-    torch._foreach_add_(sums, [gradient for _, gradient in found])
 
 
 def half(lanes: list[Lane]) -> int:

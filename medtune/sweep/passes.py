@@ -1,6 +1,6 @@
 """One pass through the frozen base for the rows of several members, each member's adapter acting on its own rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -10,8 +10,12 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from medtune.model import RECOMPUTED, view
+from medtune.frozen import Product, product_of, view
+from medtune.low_rank import LowRank
+from medtune.model import CAUSAL, RECOMPUTED
+from medtune.sweep.recording import Recordings
 from medtune.sweep.stack import Gradients, Layers, Stack, stackable
 
 
@@ -35,11 +39,14 @@ class Rows:
 
 @dataclass
 class Pass:
-    """A forward pass whose backward pass is still to come. `output`: hidden states [all rows, longest, width]."""
+    """A forward pass whose backward pass is still to come. `output`: hidden states [all rows, longest, width].
+
+    `backward`: the members' gradients, from that at the output, of the members that want theirs.
+    """
 
     rows: list[Rows]
-    adapters: "Adapters"
     output: torch.Tensor
+    backward: Callable[[torch.Tensor, Sequence[bool]], Gradients]
 
     def split(self, whole: torch.Tensor) -> Iterator[torch.Tensor]:
         """Each member's own part of a tensor of the output's shape, without the padding of the pack."""
@@ -52,14 +59,14 @@ class Pass:
         for part, gradient in zip(self.split(whole), wanted, strict=True):
             if gradient is not None:
                 part.copy_(gradient)
-        return self.adapters.gradients(self.output, whole, [gradient is not None for gradient in wanted])
+        return self.backward(whole, [gradient is not None for gradient in wanted])
 
 
 class Adapters(Protocol):
     """The adapters of the members in a pass."""
 
-    def adapt(self, name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The base's product `y` of `x`, both [all rows, longest, width], with what each member's layer adds."""
+    def adapt(self, name: str, x: torch.Tensor, product: Product) -> torch.Tensor:
+        """The base's product of `x` [all rows, longest, in], with what each member's layer of that name adds."""
 
     def gradients(self, output: torch.Tensor, whole: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
         """Of the parameters of the wanted members, from the gradient `whole` at the output."""
@@ -75,14 +82,17 @@ class Trunk:
             tree.gradient_checkpointing_enable(RECOMPUTED)
         self.trunk = tree.base_model
         self.adapters: Adapters | None = None  # of whoever's rows went through the base last
-        for name, module in self.trunk.named_modules():
-            if isinstance(module, torch.nn.Linear):  # bitsandbytes' layers are too
-                vars(module)["forward"] = partial(self.adapted, name, module.forward)
+        linear = {n: m for n, m in self.trunk.named_modules() if isinstance(m, torch.nn.Linear)}  # packed ones are too
+        # The product in 8 bits asks the GPU how many outliers there are: that cannot be recorded.
+        self.records = attention == CAUSAL and all(product_of(layer).weight for layer in linear.values())
+        self.recordings: Recordings | None = None  # of the adapters that are stacked
+        for name, module in linear.items():
+            vars(module)["forward"] = partial(self.adapted, name, product_of(module))
 
-    def adapted(self, name: str, frozen: Any, x: torch.Tensor) -> torch.Tensor:
+    def adapted(self, name: str, product: Product, x: torch.Tensor) -> torch.Tensor:
         """A linear layer of the base over all rows, and each member's adapter of it over its own."""
         assert self.adapters is not None
-        return self.adapters.adapt(name, x, frozen(x))
+        return self.adapters.adapt(name, x, product)
 
     def through(self, rows: list[Rows]) -> Pass:
         """Run members' rows through the base, shorter ones padded on the right."""
@@ -91,11 +101,23 @@ class Trunk:
             torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
             for parts in ([row.input_ids for row in rows], [row.attention_mask for row in rows])
         )
-        adapters = self.adapters_of(rows)
-        autocast, dtype = rows[0].arithmetic
-        with torch.enable_grad(), torch.autocast(ids.device.type, dtype=dtype, enabled=autocast):
-            hidden = self.trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return Pass(rows, adapters, hidden)
+        adapters, arithmetic = self.adapters_of(rows), rows[0].arithmetic
+        if self.records and isinstance(adapters, Stack):
+            if self.recordings is None:
+                run = partial(self.hidden, attention_mask=None, arithmetic=arithmetic)
+                self.recordings = Recordings(run, adapters.parameters, ids.device)
+            recordings = self.recordings
+            return Pass(rows, recordings.forward(ids), lambda g, w: adapters.of_members(recordings.backward(g), w))
+        hidden = self.hidden(ids, mask, arithmetic)
+        return Pass(rows, hidden, lambda gradient, wanted: adapters.gradients(hidden, gradient, wanted))
+
+    def hidden(
+        self, ids: torch.Tensor, attention_mask: torch.Tensor | None, arithmetic: tuple[bool, torch.dtype]
+    ) -> torch.Tensor:
+        """Hidden states [rows, length, width] of token ids [rows, length]."""
+        autocast, dtype = arithmetic
+        with torch.enable_grad(), torch.autocast(ids.device.type, dtype, autocast, cache_enabled=False):
+            return self.trunk(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
     def adapters_of(self, rows: list[Rows]) -> "Adapters":
         """The members' adapters stacked, where they can be, else one after another."""
@@ -103,7 +125,7 @@ class Trunk:
         if len({row.shape[0] for row in rows}) > 1:
             self.adapters = Apart(rows)
         elif not (isinstance(self.adapters, Stack) and self.adapters.holds(layers)):
-            self.adapters = None  # before the memory of others is asked for
+            self.adapters = self.recordings = None  # before the memory of others is asked for
             plain = all(map(stackable, chain(*(own.values() for own in layers))))
             self.adapters = Stack(layers) if plain else Apart(rows)
         if isinstance(self.adapters, Stack):
@@ -112,7 +134,7 @@ class Trunk:
 
     def forget(self) -> None:
         """Let go of the adapters of members that may have ended."""
-        self.adapters = None
+        self.adapters = self.recordings = None
 
 
 @dataclass
@@ -127,8 +149,9 @@ class Apart:
             [p for layer in row.layers.values() for p in layer.parameters() if p.requires_grad] for row in self.rows
         ]
 
-    def adapt(self, name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def adapt(self, name: str, x: torch.Tensor, product: Product) -> torch.Tensor:
         """See `Adapters`."""
+        y = product.forward(x)
         if not any(name in row.layers for row in self.rows):
             return y
         counts = [row.shape[0] for row in self.rows]
@@ -142,21 +165,62 @@ class Apart:
 
 
 def adapt(row: Rows, layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """PEFT's own layer on a member's rows, with the frozen product `y` at hand; padding of the pack stays outside."""
+    """A member's layer on its rows, with the frozen product `y` at hand; padding of the pack stays outside."""
     if layer is None:
         return y
     padding = x.shape[1] - row.shape[1]
     if padding:
         x, y = x[:, :-padding], y[:, :-padding]
+    adapted = LowRank.forward(layer, layer.active_adapters[0], x, y) if stackable(layer) else with_product(layer, x, y)
+    return F.pad(adapted, (0, 0, 0, padding)) if padding else adapted
+
+
+def with_product(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """PEFT's own layer, whose base layer says `y` instead of computing it."""
     base = vars(layer.get_base_layer())
+    stock = base.get("forward")
     base["forward"] = lambda *_: y
     try:
-        adapted = layer(x)
+        return layer(x)
     finally:
-        del base["forward"]
-    return F.pad(adapted, (0, 0, 0, padding)) if padding else adapted
+        if stock:
+            base["forward"] = stock
+        else:
+            del base["forward"]
+
+
+def routed(base: PreTrainedModel, through: Callable[[Rows], torch.Tensor]) -> PreTrainedModel:
+    """A view of the base that gets the hidden states of its rows in training from `through`; attach an adapter to it
+    and train it as usual. Its own backward pass ends there."""
+    net = view(base)
+    trunk, layers = net.base_model, Layers()
+    stock = trunk.forward
+
+    def forward(
+        input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **others: Any
+    ) -> Any:
+        if not torch.is_grad_enabled() or input_ids is None or attention_mask is None:
+            return stock(input_ids=input_ids, attention_mask=attention_mask, **others)  # an evaluation
+        device = input_ids.device.type
+        arithmetic = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        if not layers:
+            layers.update(layers_of(trunk))
+        return BaseModelOutputWithPast(through(Rows(input_ids, attention_mask, arithmetic, layers)))
+
+    trunk.forward = forward
+    return net
 
 
 def layers_of(trunk: torch.nn.Module) -> Layers:
     """The adapted layers by their name in the base."""
     return {name: module for name, module in trunk.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def accumulate(found: Gradients) -> None:
+    """Add gradients to those of the micro-batches before."""
+    sums = []
+    for parameter, _ in found:
+        if parameter.grad is None:  # memory of its own: a part of a stack would keep that of all members
+            parameter.grad = torch.zeros_like(parameter)
+        sums.append(parameter.grad)
+    torch._foreach_add_(sums, [gradient for _, gradient in found])

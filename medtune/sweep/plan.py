@@ -48,7 +48,7 @@ def plan(runs: Sequence[Run], foundation: Foundation, width: int | None, process
         raise Refusal(*problems)
     checkpointing = any([needs_checkpointing(run, base) for run in runs])
     free = free_bytes(base.device)
-    needed = max(member_bytes(run, base, checkpointing, packed=base.device.type == "cuda") for run in runs)
+    needed = max(member_bytes(run, base, checkpointing) for run in runs)
     cores = torch.get_num_threads()  # as OMP_NUM_THREADS has it, if that is set
     if width is None:
         fits = int(0.9 * free / needed) if base.device.type == "cuda" and not int8 else 1

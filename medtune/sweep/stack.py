@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 
 from medtune.dropout import KeyedDropout, Keys, Mask, drawn, layer_number
-from medtune.low_rank import LowRank, updated, weights
+from medtune.frozen import Product
+from medtune.low_rank import LowRank, adapted, weights
 
 Layers = dict[str, Any]  # PEFT's layers, by their name in the base
 Gradients = list[tuple[torch.nn.Parameter, torch.Tensor]]
@@ -44,6 +45,9 @@ class Stack:
         ]
         self.device = next(iter(self.matrices.values()))[0].device
         self.scale = torch.tensor(scales, device=self.device)[:, None, None]
+        # Filled at each pass, where they are: a recorded pass reads them there.
+        self.keys = torch.zeros(len(layers), dtype=torch.int64, device=self.device)
+        self.shares = torch.zeros(len(layers), device=self.device)
         # What masks are made from is the layer's name in a member that drops.
         self.names = {
             name: layer.lora_dropout[layer.active_adapters[0]].name
@@ -74,16 +78,19 @@ class Stack:
         self.shapes = shapes
         for slots, owned in zip(self.slots, self.owned, strict=True):
             torch._foreach_copy_(slots, [parameter for parameter, _, _ in owned])
-        if self.names and self.device.type != "cpu":
-            none = torch.zeros(1, dtype=torch.int64, device=self.device), torch.zeros(1, device=self.device)
-            found = [dropout.clock.keys(dropout.p, self.device) if dropout else none for dropout in self.dropouts]
-            self.keys, self.shares = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if self.device.type == "cpu":
+            return
+        for member, dropout in enumerate(self.dropouts):
+            if dropout:
+                key, share = dropout.clock.keys(dropout.p, self.device)
+                self.keys[member : member + 1].copy_(key)
+                self.shares[member : member + 1].copy_(share)
 
-    def adapt(self, name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The base's product `y` of `x`, both [all rows, longest, width], with what each member's layer adds."""
+    def adapt(self, name: str, x: torch.Tensor, product: Product) -> torch.Tensor:
+        """See `Adapters`."""
         if name not in self.matrices:
-            return y
-        return updated(y, x, *self.matrices[name], self.scale, self.mask(name, x))
+            return product.forward(x)
+        return adapted(product, x, *self.matrices[name], self.scale, self.mask(name, x))
 
     def mask(self, layer: str, x: torch.Tensor) -> Mask:
         """What all members' layers of that name keep of `x` [all rows, longest, in]."""
@@ -100,10 +107,19 @@ class Stack:
         ]
         return torch.stack(masks).view(len(masks), -1, width)
 
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """The stacked matrices, A and B of each layer in turn."""
+        return list(chain(*self.matrices.values()))
+
     def gradients(self, output: torch.Tensor, whole: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
-        """Of the parameters of the wanted members, from the gradient `whole` at the output."""
-        found = iter(torch.autograd.grad(output, list(chain(*self.matrices.values())), whole))
-        stacked = {name: (next(found), next(found)) for name in self.matrices}
+        """See `Adapters`."""
+        return self.of_members(torch.autograd.grad(output, self.parameters, whole), wanted)
+
+    def of_members(self, found: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
+        """What the wanted members' parameters have of the gradients of `parameters`."""
+        parts = iter(found)
+        stacked = {name: (next(parts), next(parts)) for name in self.matrices}
         return [
             (parameter, own_part(stacked[name][which][member], parameter))
             for member, owned in enumerate(self.owned)

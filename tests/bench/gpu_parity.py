@@ -11,7 +11,6 @@ from training_report import table
 from transformers import PreTrainedModel
 
 from medtune.config import Run
-from medtune.model import training_kernel
 from medtune.sweep.pack import Lane, Pack
 
 STEPS = 20
@@ -72,7 +71,7 @@ def train_together(bench: Bench, base: PreTrainedModel, runs: list[Run], checkpo
         place, run = waiting.popleft()
         return lambda lane: void(found.__setitem__(place, finished(bench, run, lane)))
 
-    Pack(base, len(runs), checkpointing, training_kernel(bench.shape, 2048, bench.device)).run(next_job)
+    Pack(base, len(runs), checkpointing, bench.attention).run(next_job)
     return [trained for trained in found if trained]
 
 

@@ -11,11 +11,10 @@ from gpu_trainers import Bench, Shape, Stopwatch
 from peft import PeftModel
 from training_report import table
 
-from medtune import adapter, model
+from medtune import adapter, frozen
 from medtune.config import Run
 from medtune.likelihood import likelihood
 from medtune.memory import member_bytes
-from medtune.model import training_kernel
 from medtune.samples import greedy
 from medtune.sweep.pack import Lane, Pack
 
@@ -130,7 +129,7 @@ def pack_of(bench: Bench, shape: Shape, members: int) -> tuple[float, int, int, 
     if members == 1:
         bench.ours(runs[0], shape.length, watches[0]).train()
     else:
-        pack = Pack(base, members, False, training_kernel(bench.shape, 2048, bench.device))
+        pack = Pack(base, members, False, bench.attention)
         waiting = deque(watches)
 
         def next_job() -> Callable[[Lane], None] | None:
@@ -151,7 +150,7 @@ def void(_: object) -> None:
 
 def evaluation(bench: Bench) -> str:
     """Loss of 64 rows and greedy answers of 64 tokens, in batches of 8 and 32."""
-    tuned = adapter.attach(model.view(bench.base("medtune")), bench.run().lora, 0)
+    tuned = adapter.attach(frozen.view(bench.base("medtune")), bench.run().lora, 0)
     rows, longest = bench.rows(None)[:64], 8 if bench.tiny else 64
     ids, labels = ([row[name] for row in rows] for name in ("input_ids", "labels"))
     prompts = [row[:128] for row in ids[:32]]

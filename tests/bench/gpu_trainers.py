@@ -15,12 +15,13 @@ from plain import plain_trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTTrainer
 
-from medtune import adapter, model
+from medtune import adapter, frozen, model
 from medtune.checks import typed
 from medtune.config import Model, Quantization, Run
 from medtune.groups import CONF, register
 from medtune.likelihood import Likelihood
 from medtune.quiet import quiet_libraries
+from medtune.sweep.alone import Alone
 from medtune.sweep.pack import Lane
 from medtune.tokens import IGNORED, Tokens
 from medtune.trainer import AdapterTrainer, build_trainer
@@ -55,6 +56,7 @@ class Bench:
         self.tiny = name == MODELS["tiny"]
         self.shape: Model = self.run().model
         self.device = model.device_for(self.shape)
+        self.attention = model.training_kernel(self.shape, 2048, self.device)
         self.tokenizer: PreTrainedTokenizerBase = model.load_tokenizer(self.shape)
         self.bases: dict[str, PreTrainedModel] = {}
         self.footprint: dict[str, int] = {}
@@ -124,17 +126,28 @@ class Bench:
         return rows
 
     def ours(
-        self, run: Run, length: int | None, watch: "Stopwatch", lane: Lane | None = None, side: str = "medtune"
+        self,
+        run: Run,
+        length: int | None,
+        watch: "Stopwatch",
+        lane: Lane | None = None,
+        side: str = "medtune",
+        attention: str | None = None,
     ) -> AdapterTrainer:
-        """medtune's trainer of a run, alone on a side's base or in a pack."""
-        tuned = adapter.attach(lane.view() if lane else model.view(self.base(side)), run.lora, run.seed)
+        """medtune's trainer of a run, alone on a side's base or in a pack; with another attention kernel nothing is
+        recorded."""
+        checkpointing = bool(run.trainer.gradient_checkpointing)
+        place: Lane | Alone | None = lane
+        if lane is None and self.on_gpu:
+            place = Alone(self.base(side), checkpointing, attention or self.attention)
+        tuned = adapter.attach(place.view() if place else frozen.view(self.base(side)), run.lora, run.seed)
         rows = Dataset.from_list(self.rows(length))
         few = rows.select(range(1))
-        checkpointing = lane.checkpointing if lane else bool(run.trainer.gradient_checkpointing)
+        checkpointing = place.checkpointing if place else checkpointing
         tokens, folder = Tokens(rows, few, few, [], []), self.folder / "ours"
         trainer = build_trainer(tuned, self.tokenizer, tokens, run, folder, [watch], ONE, checkpointing)
-        if lane:
-            trainer.backward_through_base = lane.backward
+        if place:
+            trainer.backward_through_base = place.backward
         watch.watch(trainer)
         return trainer
 
@@ -143,7 +156,7 @@ class Bench:
         set_seed(run.seed)
         rows, config = self.rows(length), run.trainer
         trainer = plain_trainer(
-            model.view(self.base("plain")),
+            frozen.view(self.base("plain")),
             self.tokenizer,
             {"train": rows, "validation": rows[:1]},
             run.lora.r,
