@@ -3,10 +3,7 @@
 The stock dropout draws from the process's generator, so that its mask depends on everything that drew before.
 """
 
-import importlib.util
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +15,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from xxhash import xxh3_64_intdigest
 
+from medtune import kernels
 from medtune.config import Refusal
 
 
@@ -109,7 +107,7 @@ def masked(x: torch.Tensor, mask: Mask) -> torch.Tensor:
         return x
     if isinstance(mask, torch.Tensor):
         return x * mask.to(x.dtype)  # masked_fill takes twice as long on a CPU
-    from medtune.dropout_kernel import drop  # Triton comes with PyTorch for GPUs only
+    from medtune.kernels.dropout import drop
 
     return drop(x, mask.keys, mask.shares, mask.layer, mask.length)
 
@@ -121,7 +119,7 @@ def add_masked(to: torch.Tensor, low: torch.Tensor, a: torch.Tensor, mask: Mask)
         to.baddbmm_(low, a)
         return
     if isinstance(mask, Keys):
-        from medtune.dropout_kernel import MOST, add_dropped
+        from medtune.kernels.dropout import MOST, add_dropped
 
         if low.shape[-1] <= MOST:
             add_dropped(to, low, a, mask.keys, mask.shares, mask.layer, mask.length)
@@ -131,8 +129,7 @@ def add_masked(to: torch.Tensor, low: torch.Tensor, a: torch.Tensor, mask: Mask)
 
 def require_kernel(device: torch.device) -> None:
     """Raises `Refusal` on a GPU where Triton cannot build the kernel."""
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    if device.type == "cuda" and not (compiler and importlib.util.find_spec("triton")):
+    if device.type == "cuda" and not kernels.built():
         raise Refusal(
             "lora.lora_dropout on a GPU needs Triton and a C compiler: pip install triton, apt-get install gcc "
             "python3-dev; or leave dropout out with lora.lora_dropout=0"

@@ -67,11 +67,11 @@ def likelihood(
     model.eval()
     with arithmetic(base):
         for rows in batches_by_length([len(ids) for ids in input_ids], batch, "evaluate"):
-            hidden, targets, taught = taught_hidden(
+            hidden, targets, places = taught_hidden(
                 base, padded([input_ids[i] for i in rows], 0), padded([labels[i] for i in rows], IGNORED),
                 padded([[1] * len(input_ids[i]) for i in rows], 0),
             )  # fmt: skip
-            owners = np.array(rows)[taught.nonzero()[:, 0].cpu().numpy()]
+            owners = np.array(rows)[places.cpu().numpy()]
             nll, correct = zip(*pieces(base, hidden, targets), strict=True)
             np.add.at(result.nll, owners, torch.cat(nll).double().cpu().numpy())
             np.add.at(result.correct, owners, torch.cat(correct).cpu().numpy())
@@ -114,14 +114,14 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
 def taught_hidden(
     base: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states [taught, width] that predict a taught token, those tokens [taught], and where they are."""
+    """Hidden states [taught, width] that predict a taught token; of each, that token and its row, both [taught]."""
     device = base.device
+    labels = labels.to(device)[:, 1:]
+    places = (labels != IGNORED).nonzero(as_tuple=True)  # how many, a GPU is asked before it has much to do
     hidden = base.base_model(
         input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False
     ).last_hidden_state[:, :-1]
-    labels = labels.to(device)[:, 1:]
-    taught = labels != IGNORED
-    return hidden[taught], labels[taught], taught
+    return hidden[places], labels[places], places[0]
 
 
 def pieces(

@@ -22,7 +22,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from medtune.choices import Attention, Dtype, QuantizationType, Weights
 from medtune.config import Model, Quantization, Refusal
-from medtune.frozen import fuse_norms, keep_gradients_after_evaluation, place_8bit_states, unpack
+from medtune.frozen import fuse, keep_gradients_after_evaluation, place_8bit_states, unpack
 from medtune.weights import from_source, locate, random_config, random_weights
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def load_base(
         torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
     )
     unpack(base)
-    fuse_norms(base)
+    fuse(base)
     return base
 
 

@@ -6,7 +6,8 @@ shares a micro-batch, and the evaluation; resumption.py, what it does with check
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,7 +107,6 @@ def build_trainer(
             key_dropout(model, run.seed),
             *callbacks,
             *stopping,
-            StopAtNonFiniteGradient(),
         ],
         untuned=untuned,
         group_by_length=config.group_by_length,
@@ -131,6 +131,8 @@ class AdapterTrainer(ResumableTrainer):
         self.untuned, self.group_by_length, self.attention = untuned, group_by_length, attention
         # In a pack the member's own backward pass ends at the base, which then runs once for all.
         self.backward_through_base: Callable[[], None] = lambda: None
+        self.watch = StopAtNonFinite()
+        self.add_callback(self.watch)
 
     def compute_loss(
         self,
@@ -157,14 +159,22 @@ class AdapterTrainer(ResumableTrainer):
         return batches, items
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass. Raises `Diverged` when the loss is not finite."""
+        """One forward and backward pass."""
         interruption.check()
         with attending(base_of(self.model), self.attention):
             loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise Diverged(f"the loss is {loss.item()} at step {self.state.global_step + 1}: lower the learning rate")
         self.backward_through_base()
+        self.watch.losses.append(loss)
         return loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See `ResumableTrainer.run`."""
+        with without_walks(self.model):
+            return super().train(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """None are counted: it takes a walk through all modules a pass, for a number that no frozen base has."""
+        return 0
 
     def evaluate(
         self,
@@ -216,15 +226,35 @@ def regrouped_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: in
     ]
 
 
-class StopAtNonFiniteGradient(TrainerCallback):
-    """Stop before a gradient that is not finite reaches the weights."""
+class StopAtNonFinite(TrainerCallback):
+    """Stop before a loss or a gradient that is not finite reaches the weights; a GPU is asked, and waited for, once."""
+
+    def __init__(self) -> None:
+        self.losses: list[torch.Tensor] = []  # of the step's micro-batches
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if args.fp16:  # the gradient scaler meets infinities by design, and skips their step
-            return
+        """Called by the trainer. Raises `Diverged`."""
+        losses, self.losses = self.losses, []
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        # One question to the GPU: it is waited for at each.
-        if not torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
-            raise Diverged(f"a gradient is not finite at step {state.global_step + 1}: lower the learning rate")
+        # With fp16 the gradient scaler meets infinities by design, and skips their step.
+        norms = [] if args.fp16 else torch._foreach_norm(gradients)
+        if torch.isfinite(torch.stack([*losses, *norms])).all():
+            return
+        odd = [loss.item() for loss in losses if not torch.isfinite(loss)]
+        what = f"the loss is {odd[0]}" if odd else "a gradient is not finite"
+        raise Diverged(f"{what} at step {state.global_step + 1}: lower the learning rate")
+
+
+@contextmanager
+def without_walks(model: PeftModel) -> Iterator[None]:
+    """While it lasts, answer at once what the Trainer asks of a model several times a step: its parameters, and to be
+    in training mode. It would walk through thousands of modules each time, on a GPU for longer than a pass takes."""
+    parameters, train = list(model.parameters()), model.train
+    vars(model)["parameters"] = lambda recurse=True: iter(parameters)
+    vars(model)["train"] = lambda mode=True: model if model.training is mode else train(mode)
+    try:
+        yield
+    finally:
+        del vars(model)["parameters"], vars(model)["train"]

@@ -84,19 +84,6 @@ def test_dropout_drops_its_share_and_only_in_training(tiny_run: Compose) -> None
     assert not torch.equal(in_training, outcome(net.train())["logits"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="on a CPU the mask is drawn, not counted in a kernel")
-def test_a_mask_on_a_gpu_is_the_same_in_company_and_padded() -> None:
-    from medtune.dropout_kernel import drop
-
-    keys, shares = torch.tensor([1 << 60, 12345]).cuda(), torch.tensor([0.3, 0.05]).cuda()
-    alone = drop(torch.ones(2, 2 * 5, 700).cuda(), keys, shares, 77, 5)
-    padded = drop(torch.ones(2, 2 * 9, 700).cuda(), keys, shares, 77, 9)
-    assert torch.equal(alone.view(2, 2, 5, 700), padded.view(2, 2, 9, 700)[:, :, :5])
-    assert torch.equal(alone[1:], drop(torch.ones(1, 2 * 5, 700).cuda(), keys[1:], shares[1:], 77, 5))
-    assert torch.allclose((alone == 0).float().mean((1, 2)), shares, atol=0.02)
-    assert not torch.equal(alone, drop(torch.ones(2, 2 * 5, 700).cuda(), keys, shares, 78, 5))
-
-
 def test_a_disabled_adapter_adds_nothing(tiny_run: Compose) -> None:
     net = tuned(tiny_run("model.dtype=float32"))
     with net.disable_adapter(), torch.no_grad():

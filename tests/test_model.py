@@ -11,7 +11,8 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from conftest import compose
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from medtune import frozen, model, weights
 from medtune.cache import cached
@@ -256,3 +257,7 @@ def test_random_weights_are_the_same_every_time() -> None:
     first, second = (model.load_base(run.model, run.quantization, tokenizer, CPU) for _ in range(2))
     assert frozen.fingerprint(first) == frozen.fingerprint(second)
     assert len(frozen.four_bit_layers(first)) == 14 and first.lm_head.weight is first.model.embed_tokens.weight
+
+
+def test_transformers_makes_no_mask_for_the_causal_kernel() -> None:
+    assert model.CAUSAL in AttentionInterface() and model.CAUSAL not in ALL_MASK_ATTENTION_FUNCTIONS

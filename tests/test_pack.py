@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from medtune import frozen, model
 from medtune.config import Run
@@ -22,7 +21,7 @@ from medtune.sweep.pack import Lane, Pack
 from medtune.sweep.passes import Trunk
 from medtune.sweep.recording import Recordings
 from medtune.train import lay_foundation, train
-from medtune.trainer import AdapterTrainer
+from medtune.trainer import AdapterTrainer, StopAtNonFinite
 
 Compose = Callable[..., Run]
 
@@ -88,15 +87,14 @@ def pack_up(
 def test_packed_members_equal_themselves_alone(
     tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, checkpointing: bool
 ) -> None:
-    together: list[int] = []
-    stock = Trunk.through
-    monkeypatch.setattr(Trunk, "through", lambda self, rows: together.append(len(rows)) or stock(self, rows))
     common = ["quantization=none", "trainer.gradient_accumulation_steps=3"]
     common += [f"trainer.gradient_checkpointing={checkpointing}"]
     runs = [tiny_run(*common, *words) for words in MEMBERS]
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))
-    assert not together
+    together: list[int] = []
+    stock = Trunk.through
+    monkeypatch.setattr(Trunk, "through", lambda self, rows: together.append(len(rows)) or stock(self, rows))
     foundation, _, failures = pack_up(runs, tmp_path / "packed", width, checkpointing)
     assert not failures
     assert together.count(width) >= 12, "they went through the base together"
@@ -253,11 +251,11 @@ def test_a_base_that_changed_is_noticed(tiny_run: Compose, tmp_path: Path, monke
     run = tiny_run()
     foundation = lay_foundation(run)
 
-    class Spoils(TrainerCallback):
+    class Spoils(StopAtNonFinite):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             foundation.base.get_input_embeddings().weight.data[3, 3] += 1e-3
 
-    monkeypatch.setattr("medtune.trainer.StopAtNonFiniteGradient", Spoils)
+    monkeypatch.setattr("medtune.trainer.StopAtNonFinite", Spoils)
     with pytest.raises(Failure, match="Changed: the frozen base was changed"):
         train(run, tmp_path / "run", foundation)
 

@@ -218,9 +218,11 @@ def layers_of(trunk: torch.nn.Module) -> Layers:
 
 def accumulate(found: Gradients) -> None:
     """Add gradients to those of the micro-batches before."""
-    sums = []
-    for parameter, _ in found:
-        if parameter.grad is None:  # memory of its own: a part of a stack would keep that of all members
-            parameter.grad = torch.zeros_like(parameter)
-        sums.append(parameter.grad)
-    torch._foreach_add_(sums, [gradient for _, gradient in found])
+    fresh = [(parameter, gradient) for parameter, gradient in found if parameter.grad is None]
+    sums = [(parameter.grad, gradient) for parameter, gradient in found if parameter.grad is not None]
+    if sums:
+        torch._foreach_add_(*map(list, zip(*sums, strict=True)))
+    if fresh:  # memory of their own: a part of a stack would keep that of all members
+        copies = torch._foreach_mul([gradient for _, gradient in fresh], 1.0)
+        for (parameter, _), copy in zip(fresh, copies, strict=True):
+            parameter.grad = copy

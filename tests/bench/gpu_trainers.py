@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ from medtune.likelihood import Likelihood
 from medtune.quiet import quiet_libraries
 from medtune.sweep.alone import Alone
 from medtune.sweep.pack import Lane
+from medtune.sweep.passes import Trunk
+from medtune.sweep.recording import bucket
 from medtune.tokens import IGNORED, Tokens
 from medtune.trainer import AdapterTrainer, build_trainer
 
@@ -60,6 +63,7 @@ class Bench:
         self.tokenizer: PreTrainedTokenizerBase = model.load_tokenizer(self.shape)
         self.bases: dict[str, PreTrainedModel] = {}
         self.footprint: dict[str, int] = {}
+        self.recorded: list[float] = []  # seconds that a shape took
 
     def run(self, *words: str) -> Run:
         """The run that these overrides give, of one pass a step."""
@@ -100,10 +104,13 @@ class Bench:
         """Bytes of tensors on the GPU."""
         return torch.cuda.memory_allocated() if self.on_gpu else 0
 
-    def peak(self, side: str) -> float:
-        """The most bytes that were allocated since the last `collect`, without the other sides' bases."""
+    def peak(self, side: str) -> tuple[float, float]:
+        """The most gigabytes that were used, and that PyTorch held, since the last `collect`; without the other sides'
+        bases."""
         others = sum(size for name, size in self.footprint.items() if name != side and name in self.bases)
-        return torch.cuda.max_memory_allocated() - others if self.on_gpu else 0.0
+        if not self.on_gpu:
+            return 0.0, 0.0
+        return (torch.cuda.max_memory_allocated() - others) / 1e9, (torch.cuda.max_memory_reserved() - others) / 1e9
 
     def synchronize(self) -> None:
         """Wait for the GPU."""
@@ -148,8 +155,20 @@ class Bench:
         trainer = build_trainer(tuned, self.tokenizer, tokens, run, folder, [watch], ONE, checkpointing)
         if place:
             trainer.backward_through_base = place.backward
+            trunk = place.trunk if isinstance(place, Alone) else place.pack.trunk
+            watch.before = lambda: self.record(trunk, length)
         watch.watch(trainer)
         return trainer
+
+    def record(self, trunk: Trunk, length: int | None) -> None:
+        """Record every shape that can come, which a long run has behind it after its first minute."""
+        if trunk.recordings:
+            count, _ = next(iter(trunk.recordings.known))
+            for filled in sorted({bucket(len(row["input_ids"])) for row in self.rows(length)}, reverse=True):
+                if (count, filled) not in trunk.recordings.known:
+                    began = time.monotonic()
+                    trunk.recordings.record((count, filled))
+                    self.recorded.append(time.monotonic() - began)
 
     def plain(self, run: Run, length: int | None, watch: "Stopwatch") -> SFTTrainer:
         """TRL's trainer of the same run; what the run leaves open is as TRL has it."""
@@ -181,6 +200,7 @@ class Stopwatch(TrainerCallback):
 
     def __init__(self, bench: Bench, steps: int) -> None:
         self.bench, self.steps = bench, steps
+        self.before: Callable[[], None] = lambda: None  # what is done between the warm-up and the measurement
         self.began = self.ended = 0.0
         self.passed: list[torch.Tensor] = []  # tokens of every micro-batch, padding left out
         self.losses: list[float] = []
@@ -198,6 +218,7 @@ class Stopwatch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the trainer. Only at the first and the last measured step the GPU is waited for."""
         if state.global_step == WARM_UP:
+            self.before()
             self.bench.synchronize()
             self.began = time.monotonic()
         elif state.global_step == WARM_UP + self.steps:

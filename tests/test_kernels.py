@@ -1,0 +1,95 @@
+"""The kernels for a GPU against PyTorch's and bitsandbytes' own; where there is no GPU there is nothing to test."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton's kernels run on a GPU")
+KEYS, SHARES = [1 << 60, 12345], [0.3, 0.05]
+
+
+def far(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize("width", [64, 700, 4096])
+def test_a_mask_is_the_same_in_company_and_padded(width: int) -> None:
+    from medtune.kernels.dropout import drop
+
+    keys, shares = torch.tensor(KEYS).cuda(), torch.tensor(SHARES).cuda()
+    alone = drop(torch.ones(2, 2 * 5, width).cuda(), keys, shares, 77, 5)
+    padded = drop(torch.ones(2, 2 * 9, width).cuda(), keys, shares, 77, 9)
+    assert torch.equal(alone.view(2, 2, 5, width), padded.view(2, 2, 9, width)[:, :, :5])
+    assert torch.equal(alone[1:], drop(torch.ones(1, 2 * 5, width).cuda(), keys[1:], shares[1:], 77, 5))
+    assert torch.allclose((alone == 0).float().mean((1, 2)), shares, atol=0.05)
+    assert not torch.equal(alone, drop(torch.ones(2, 2 * 5, width).cuda(), keys, shares, 78, 5))
+
+
+@pytest.mark.parametrize("rank", [3, 16, 64])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_what_is_added_has_the_mask_of_what_is_dropped(dtype: torch.dtype, tolerance: float, rank: int) -> None:
+    from medtune.kernels.dropout import add_dropped, drop
+
+    keys, shares, length = torch.tensor(KEYS).cuda(), torch.tensor(SHARES).cuda(), 21
+    for width in (64, 700, 14336):
+        low, a = (torch.randn(shape, device="cuda", dtype=dtype) for shape in ((2, 2 * length, rank), (2, rank, width)))
+        to = torch.randn(2, 2 * length, width, device="cuda", dtype=dtype)
+        kept = drop(torch.ones(2, 2 * length, width, device="cuda"), keys, shares, 7, length)
+        expected = to.double() + torch.bmm(low.double(), a.double()) * kept
+        add_dropped(to, low, a, keys, shares, 7, length)
+        assert far(to, expected) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_unpacked_weights_are_those_of_bitsandbytes_to_the_bit(kind: str, nested: bool, dtype: torch.dtype) -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    from medtune.kernels.unpack import unpacked
+
+    for shape in ((192, 576), (3000, 64), (1024, 4096)):
+        weight = torch.randn(shape, device="cuda", dtype=dtype)
+        packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=nested)
+        assert torch.equal(unpacked(packed, state), dequantize_4bit(packed, state))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
+def test_swiglu_has_the_product_and_the_gradients(dtype: torch.dtype, tolerance: float) -> None:
+    from medtune.kernels.swiglu import SwiGLU
+
+    gate, up, of_out = (torch.randn(3, 17, 700, device="cuda", dtype=dtype) for _ in range(3))
+    exact = [values.double().requires_grad_() for values in (gate, up)]
+    expected = F.silu(exact[0]) * exact[1]
+    out = SwiGLU.apply(gate.requires_grad_(), up.requires_grad_())
+    assert far(out, expected) < tolerance
+    for found, right in zip(
+        torch.autograd.grad(out, (gate, up), of_out),
+        torch.autograd.grad(expected, exact, of_out.double()),
+        strict=True,
+    ):
+        assert far(found, right) < tolerance
+
+
+def test_a_replayed_pass_is_the_one_that_was_not_recorded_to_the_bit() -> None:
+    from medtune.sweep.recording import Recordings
+
+    weight = torch.randn(32, 32, device="cuda", requires_grad=True)
+    embedding = torch.randn(100, 32, device="cuda")
+
+    def run(ids: torch.Tensor) -> torch.Tensor:
+        rows = (embedding[ids] @ weight)[:, None]
+        return F.scaled_dot_product_attention(rows, rows, rows, is_causal=True)[:, 0].tanh()
+
+    recordings = Recordings(run, [weight], torch.device("cuda"))
+    for length in (40, 300, 40, 64, 299):
+        ids = torch.randint(0, 100, (3, length), device="cuda")
+        hidden = recordings.forward(ids).clone()
+        slope = torch.randn_like(hidden)
+        (found,) = recordings.backward(slope)
+        filled, steep = F.pad(ids, (0, -length % 64)), F.pad(slope, (0, 0, 0, -length % 64))
+        output = run(filled)
+        assert torch.equal(hidden, output[:, :length])
+        assert torch.equal(found, torch.autograd.grad(output, weight, steep)[0])
+    assert len(recordings.known) == 2, "64 and 320 tokens"
