@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from medtune import kernels
 
@@ -66,29 +65,6 @@ def keep_gradients_after_evaluation(base: PreTrainedModel) -> None:
     """
     for layer in four_bit_layers(base):
         layer.support_avx512bf16_for_cpu = False
-
-
-def fuse(base: PreTrainedModel) -> None:
-    """On a GPU, compute each RMSNorm (arXiv:1910.07467) and each SwiGLU in one kernel forward and one backward.
-
-    Llama's own code takes seven and two, and twice as many backward, each of which reads and writes all activations.
-    """
-    for module in base.modules() if base.device.type == "cuda" else ():
-        if isinstance(module, LlamaRMSNorm):
-            weight = module.weight
-            vars(module)["forward"] = partial(
-                F.rms_norm, normalized_shape=weight.shape, weight=weight, eps=module.variance_epsilon
-            )
-        elif isinstance(module, LlamaMLP) and module.config.hidden_act == "silu" and kernels.built():
-            vars(module)["forward"] = partial(feed_forward, module)
-
-
-def feed_forward(layer: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
-    """The feed-forward part of a Llama layer."""
-    from medtune.kernels.swiglu import SwiGLU
-
-    product = SwiGLU.apply(layer.gate_proj(x), layer.up_proj(x))
-    return cast(torch.Tensor, layer.down_proj(product))
 
 
 def unpack(base: PreTrainedModel) -> None:

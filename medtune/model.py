@@ -9,7 +9,6 @@ from typing import Any
 import psutil
 import torch
 from transformers import (
-    AttentionInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -17,19 +16,17 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import is_flash_attn_2_available
 
 from medtune.choices import Attention, Dtype, QuantizationType, Weights
 from medtune.config import Model, Quantization, Refusal
-from medtune.frozen import fuse, keep_gradients_after_evaluation, place_8bit_states, unpack
+from medtune.frozen import keep_gradients_after_evaluation, place_8bit_states, unpack
+from medtune.fused import CAUSAL, fuse
 from medtune.weights import from_source, locate, random_config, random_weights
 
 log = logging.getLogger(__name__)
 
 GIGABYTE = 1e9
-CAUSAL = "medtune_causal"  # transformers makes no mask for a kernel that it does not know
-AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 # How activations are recomputed. Dropout has its own keys: nothing random happens that would have to be repeated.
 RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}
 

@@ -72,6 +72,24 @@ def test_swiglu_has_the_product_and_the_gradients(dtype: torch.dtype, tolerance:
         assert far(found, right) < tolerance
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize(("heads", "width"), [(32, 128), (3, 20)])
+def test_rotary_positions_are_llamas(heads: int, width: int, dtype: torch.dtype, tolerance: float) -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    from medtune.kernels.rotary import Rotary
+
+    x, of_out = (torch.randn(2, 17, heads, width, device="cuda", dtype=dtype) for _ in range(2))
+    angles = torch.randn(1, 17, width // 2, device="cuda").repeat(1, 1, 2)
+    exact = x.double().transpose(1, 2).requires_grad_()
+    expected, _ = apply_rotary_pos_emb(exact, exact, angles.double().cos(), angles.double().sin())
+    out = Rotary.apply(x.requires_grad_(), angles.cos().to(dtype), angles.sin().to(dtype))
+    assert far(out, expected.transpose(1, 2)) < tolerance
+    slope = torch.autograd.grad(out, x, of_out)[0]
+    right = torch.autograd.grad(expected, exact, of_out.double().transpose(1, 2))[0].transpose(1, 2)
+    assert far(slope, right) < tolerance
+
+
 def test_a_replayed_pass_is_the_one_that_was_not_recorded_to_the_bit() -> None:
     from medtune.sweep.recording import Recordings
 
@@ -90,6 +108,7 @@ def test_a_replayed_pass_is_the_one_that_was_not_recorded_to_the_bit() -> None:
         (found,) = recordings.backward(slope)
         filled, steep = F.pad(ids, (0, -length % 64)), F.pad(slope, (0, 0, 0, -length % 64))
         output = run(filled)
-        assert torch.equal(hidden, output[:, :length])
-        assert torch.equal(found, torch.autograd.grad(output, weight, steep)[0])
+        expected = torch.autograd.grad(output, weight, steep)[0]
+        assert torch.equal(hidden, output[:, :length]) and torch.equal(found, expected)
+        del output  # its graph holds the place where the weight's gradient goes, and what stream that is of
     assert len(recordings.known) == 2, "64 and 320 tokens"

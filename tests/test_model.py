@@ -14,7 +14,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from transformers import AttentionInterface, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from medtune import frozen, model, weights
+from medtune import frozen, fused, model, weights
 from medtune.cache import cached
 from medtune.config import Refusal, Run
 
@@ -260,4 +260,4 @@ def test_random_weights_are_the_same_every_time() -> None:
 
 
 def test_transformers_makes_no_mask_for_the_causal_kernel() -> None:
-    assert model.CAUSAL in AttentionInterface() and model.CAUSAL not in ALL_MASK_ATTENTION_FUNCTIONS
+    assert fused.CAUSAL in AttentionInterface() and fused.CAUSAL not in ALL_MASK_ATTENTION_FUNCTIONS

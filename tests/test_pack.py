@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medtune import frozen, model
+from medtune import frozen, fused
 from medtune.config import Run
 from medtune.foundation import Foundation
 from medtune.result import Failure
@@ -125,9 +125,9 @@ def test_recorded_passes_are_those_that_are_not(
     stock = Recordings.record
     monkeypatch.setattr(Recordings, "record", lambda self, shape: shapes.append(shape) or stock(self, shape))
     monkeypatch.setattr(recording, "LEAST", 16)
-    _, _, failures = pack_up(runs, tmp_path / "packed", 4, checkpointing, model.CAUSAL)
+    _, _, failures = pack_up(runs, tmp_path / "packed", 4, checkpointing, fused.CAUSAL)
     lone = lay_foundation(runs[1])
-    train(runs[1], tmp_path / "recorded", lone, Alone(lone.base, checkpointing, model.CAUSAL))
+    train(runs[1], tmp_path / "recorded", lone, Alone(lone.base, checkpointing, fused.CAUSAL))
     assert not failures and len(set(shapes)) > 2
     pairs = [(str(place), tmp_path / "packed" / str(place)) for place in range(4)] + [("1", tmp_path / "recorded")]
     for place, folder in pairs:

@@ -9,7 +9,7 @@ import triton.language as tl
 BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
 def multiply_block(gate, up, out, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Forward."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -19,7 +19,7 @@ def multiply_block(gate, up, out, count, BLOCK: tl.constexpr):  # type: ignore[n
     tl.store(out + place, (x * tl.sigmoid(x) * y).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
 def differentiate_block(of_out, gate, up, of_gate, of_up, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Backward."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from medtune.frozen import Product, product_of, view
+from medtune.fused import CAUSAL
 from medtune.low_rank import LowRank
-from medtune.model import CAUSAL, RECOMPUTED
+from medtune.model import RECOMPUTED
 from medtune.sweep.recording import Recordings
 from medtune.sweep.stack import Gradients, Layers, Stack, stackable
 
