@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medtune import frozen, model
@@ -42,7 +43,10 @@ class Untuned:
 
 @dataclass
 class Foundation:
-    """What members share. `fingerprint`: sha256 of the frozen base; `proof`: of what is taught."""
+    """What members share.
+
+    `fingerprint`: sha256 of the frozen base, and `checksums` of it on a GPU; `proof`: of what is taught.
+    """
 
     conversations: Conversations
     tokenizer: PreTrainedTokenizerBase
@@ -50,6 +54,7 @@ class Foundation:
     proof: Proof
     base: PreTrainedModel
     fingerprint: str
+    checksums: list[torch.Tensor]
     measured: dict[str, Untuned] = field(default_factory=dict)
 
     def questions(self, run: Run) -> list[Question]:
@@ -94,7 +99,12 @@ class Foundation:
 
     def require_unchanged(self) -> None:
         """Raises `Changed` when a bit of the base differs from what was loaded."""
-        if frozen.fingerprint(self.base) != self.fingerprint or not frozen.intact(self.base):
+        if self.checksums:
+            pairs = zip(self.checksums, frozen.checksums(self.base), strict=True)
+            same = all(torch.equal(before, now) for before, now in pairs)
+        else:
+            same = frozen.fingerprint(self.base) == self.fingerprint and frozen.intact(self.base)
+        if not same:
             raise Changed("the frozen base was changed in training: its members cannot be compared; run them again")
 
     def facts(self, run: Run) -> dict[str, Any]:
@@ -128,4 +138,5 @@ def lay(run: Run, conversations: Conversations) -> Foundation:
     log.info("mask: %s", proof)
     base = model.load_base(run.model, run.quantization, tokenizer, device)
     model.require_context(base, run.trainer.max_length)
-    return Foundation(conversations, tokenizer, tokens, proof, base, frozen.fingerprint(base))
+    checksums = frozen.checksums(base) if device.type == "cuda" else []
+    return Foundation(conversations, tokenizer, tokens, proof, base, frozen.fingerprint(base), checksums)

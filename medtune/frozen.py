@@ -125,6 +125,19 @@ def fingerprint(base: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def checksums(base: PreTrainedModel) -> list[torch.Tensor]:
+    """Sums of the bytes of every frozen tensor, down and across: a changed byte changes two of them.
+
+    For a GPU, where they take no time, and the fingerprint seconds.
+    """
+    found = []
+    for tensor in base.state_dict().values():
+        content = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        content = content.view(-1, 4096 if len(content) % 4096 == 0 else 1)
+        found += [content.sum(side, dtype=torch.int64) for side in (0, 1)]
+    return found
+
+
 def intact(base: PreTrainedModel) -> bool:
     """Whether every 4-bit layer computes with what its weight stands for."""
     held = ((layer, unpacked(layer)) for layer in four_bit_layers(base))

@@ -17,23 +17,27 @@ def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool) -> float:
 
     Activations per token and layer are counted as in Korthikanti et al. (arXiv:2205.05198, section 4.1), with Llama's
     widths and without the attention matrix, which fused kernels never store: in the base's precision the inputs of
-    projections and products, in float32 those of the norms; LoRA keeps the same inputs, and on a CPU a mask where it
-    drops. With checkpointing every layer keeps its input alone, and one layer at a time the rest.
+    projections, norms and products. Where SwiGLU and norms are not fused, its first product is kept too, and the norms'
+    inputs in float32. LoRA keeps the same inputs, and on a CPU a mask where it drops. With checkpointing every layer
+    keeps its input alone, and one layer at a time the rest.
     """
     config, width = base.config, base.dtype.itemsize
     layers, hidden, wide = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     keys = hidden * config.num_key_value_heads // config.num_attention_heads
-    kept = width * (6 * hidden + 2 * keys + 4 * wide) + 4 * 2 * hidden
+    on_gpu = base.device.type == "cuda"
+    kept = width * (6 * hidden + 2 * keys + 3 * wide)
+    if not on_gpu:
+        kept += width * wide + 4 * 2 * hidden
     trained = 0
     for name, module in base.base_model.named_modules():
         if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in run.lora.target_modules:
             trained += run.lora.r * (module.in_features + module.out_features)
-            if run.lora.lora_dropout and base.device.type == "cpu":
+            if run.lora.lora_dropout and not on_gpu:
                 kept += module.in_features / layers  # a byte each
     tokens = run.trainer.per_device_train_batch_size * run.trainer.max_length
     activations = tokens * (layers * width * hidden + kept if checkpointing else layers * kept)
     # Weights, gradients and two moments in float32; on a GPU also their part of the stack, its gradients, and a pass's.
-    return (28 if base.device.type == "cuda" else 16) * trained + activations + 3 * 4 * PIECE * config.vocab_size
+    return (28 if on_gpu else 16) * trained + activations + 3 * 4 * PIECE * config.vocab_size
 
 
 def free_bytes(device: torch.device) -> float:

@@ -198,6 +198,10 @@ def test_unpacked_weights_compute_the_same_to_the_bit(
 
     assert all(torch.equal(a, b) for a, b in zip(outcome(unpacked), outcome(packed.train()), strict=True))
     assert frozen.intact(unpacked) and frozen.intact(packed)
+    sums = frozen.checksums(packed)
+    assert all(map(torch.equal, sums, frozen.checksums(packed)))
+    frozen.four_bit_layers(packed)[3].weight.data.view(-1)[5] ^= 1
+    assert sum(not torch.equal(*pair) for pair in zip(sums, frozen.checksums(packed), strict=True)) == 2
     changed = frozen.unpacked(frozen.four_bit_layers(unpacked)[3])
     assert changed is not None
     changed[0, 0] += 1

@@ -9,6 +9,7 @@ same rows in the same process, and take turns. Writes a section of BENCHMARKS.md
 
 import argparse
 import logging
+import sys
 import tempfile
 from datetime import date
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from gpu_parity import parity
 from gpu_processes import processes
 from gpu_profile import profile
-from gpu_speed import evaluation, packed, single
+from gpu_speed import evaluation, memory, packed, single
 from gpu_trainers import MODELS, Bench
 from training_cases import ROOT
 from training_report import write_section
@@ -27,6 +28,7 @@ from medtune.result import PACKAGES, git_commit, versions
 TITLE = "LLaMA 3 8B's shapes on one GPU"
 PARTS = {
     "single": single,
+    "memory": memory,
     "packed": packed,
     "parity": parity,
     "evaluation": evaluation,
@@ -40,27 +42,34 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--shapes", nargs="+", default=[], help="such as '1 x 512' '2 x conversations'")
+    parser.add_argument("--members", nargs="+", type=int, default=[], help="sizes of packs")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     logging.getLogger("medtune").setLevel(logging.WARNING)
+    # Parts measured on their own have a section of their own.
+    title = TITLE if options.only == list(PARTS) else f"{TITLE}: {', '.join(options.only)}"
     with tempfile.TemporaryDirectory() as temporary:
-        bench = Bench(MODELS["tiny" if options.tiny else "8B"], Path(temporary), options.rounds)
-        texts = [heading(bench, options.only)]
+        bench = Bench(
+            MODELS["tiny" if options.tiny else "8B"], Path(temporary), options.rounds, options.shapes, options.members
+        )
+        texts = [heading(bench)]
         for name in options.only:
             texts.append(PARTS[name](bench))
             print(f"\n{texts[-1]}", flush=True)
             bench.release()
-            write_section(options.out, TITLE, "\n\n".join(texts))
+            write_section(options.out, title, "\n\n".join(texts))
 
 
-def heading(bench: Bench, parts: list[str]) -> str:
+def heading(bench: Bench) -> str:
     """Machine, versions, and what was run."""
-    asked = "" if parts == list(PARTS) else f" --only {' '.join(parts)}"
+    words = [f"'{word}'" if " " in word else word for word in sys.argv[1:]]
+    command = " ".join(["python tests/bench/gpu.py", *words])
     programs = ", ".join(f"{name} {number}" for name, number in versions(PACKAGES).items())
     device = torch.cuda.get_device_name() if bench.on_gpu else "the CPU"
     return f"""\
-`python tests/bench/gpu.py{asked}` on {date.today():%d %B %Y}, {device}. {programs}; commit {git_commit()}.
+`{command}` on {date.today():%d %B %Y}, {device}. {programs}; commit {git_commit()}.
 
 {bench.shape.hub_id}: random weights, NF4 with double quantization, LoRA of rank 16 on all linear layers with a dropout
 of 0.05, bfloat16, one pass per optimizer step. *Conversations* have the lengths of patients' questions with doctors'

@@ -35,8 +35,8 @@ def run_of(bench: Bench, shape: Shape, *words: str) -> Run:
 
 def single(bench: Bench) -> str:
     """One run of both sides in every shape."""
-    rows, estimates = [], []
-    for shape in TINY if bench.tiny else SINGLE:
+    rows = []
+    for shape in bench.shapes(TINY if bench.tiny else SINGLE):
         for recomputed in (True, False):
             run = run_of(bench, shape, f"trainer.gradient_checkpointing={str(recomputed).lower()}")
             rates: dict[str, list[float]] = defaultdict(list)
@@ -54,11 +54,7 @@ def single(bench: Bench) -> str:
             apart = max((abs(a / b - 1) for a, b in zip(losses["medtune"], losses["plain"], strict=False)), default=0)
             speeds = [f"{theirs:,.0f}", f"{ours:,.0f}", times, f"{apart:.1e}", used]
             rows.append([shape, words, *speeds, *map(said, (peaks["plain"], peaks["medtune"]))])
-            estimate = (bench.footprint["medtune"] + member_bytes(run, bench.base("medtune"), recomputed)) / 1e9
-            estimates.append([shape, words, f"{estimate:.2f}", f"{peaks['medtune'][0]:.2f}"])
-            if bench.on_gpu:
-                estimates[-1].append(f"{estimate / peaks['medtune'][0] - 1:+.0%}")
-            print(*rows[-1], estimates[-1][2:], flush=True)
+            print(*rows[-1], flush=True)
     headers = ["rows x tokens", "activations", "plain tokens/s", "medtune tokens/s", "times plain"]
     return "\n\n".join(
         [
@@ -69,8 +65,28 @@ def single(bench: Bench) -> str:
             "recomputation left out, in shares of what the data sheet says. Peak: of the tensors, and (held) of what "
             "PyTorch took for them. medtune records each shape of a pass once, which is not in the times: it took "
             f"{median(bench.recorded or [0]):.1f} s, at most {max(bench.recorded or [0]):.1f} s.",
+        ]
+    )
+
+
+def memory(bench: Bench) -> str:
+    """What is estimated for a run of every shape before it is trained, and what it takes."""
+    rows = []
+    for shape in bench.shapes(TINY if bench.tiny else SINGLE):
+        for recomputed in (True, False):
+            run = run_of(bench, shape, f"trainer.gradient_checkpointing={str(recomputed).lower()}")
+            speed_of(bench, "medtune", run, shape, steps=1)
+            used, held = bench.peak("medtune")
+            estimate = (bench.footprint["medtune"] + member_bytes(run, bench.base("medtune"), recomputed)) / 1e9
+            apart = f"{estimate / used - 1:+.0%}" if used else "-"
+            words = "recomputed" if recomputed else "kept"
+            rows.append([shape, words, f"{estimate:.2f}", f"{used:.2f}", apart, f"{held:.2f}"])
+            print(*rows[-1], flush=True)
+    return "\n\n".join(
+        [
             "### The estimate of memory by which members are planned",
-            table(["rows x tokens", "activations", "estimated GB", "measured GB", "difference"], estimates),
+            table(["rows x tokens", "activations", "estimated GB", "used GB", "difference", "held GB"], rows),
+            "Used: the most that tensors took at a time. Held: what PyTorch took from the GPU for them.",
         ]
     )
 
@@ -80,11 +96,11 @@ def said(peak: tuple[float, float]) -> str:
     return f"{peak[0]:.1f} ({peak[1]:.1f})"
 
 
-def speed_of(bench: Bench, side: str, run: Run, shape: Shape) -> tuple[float, list[float]]:
+def speed_of(bench: Bench, side: str, run: Run, shape: Shape, steps: int = STEPS) -> tuple[float, list[float]]:
     """Tokens per second of one side, 0 when it runs out of memory; and the loss of every step."""
     bench.base(side)
     bench.collect()
-    watch = Stopwatch(bench, STEPS)
+    watch = Stopwatch(bench, steps)
     try:
         (bench.plain if side == "plain" else bench.ours)(run, shape.length, watch).train()
     except torch.OutOfMemoryError:
@@ -108,9 +124,9 @@ def flops_per_token(bench: Bench, shape: Shape) -> float:
 def packed(bench: Bench) -> str:
     """Members in one pass, against one after another on the same base."""
     rows = []
-    for shape in TINY if bench.tiny else PACKED:
+    for shape in bench.shapes(TINY if bench.tiny else PACKED):
         alone = 0.0
-        for members in MEMBERS:
+        for members in bench.members or MEMBERS:
             seconds, tokens, together, peak = pack_of(bench, shape, members)
             rate = tokens / seconds
             alone = alone or rate

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,8 +50,11 @@ class Shape:
 class Bench:
     """The bases that are measured, and runs on them."""
 
-    def __init__(self, name: str, folder: Path, rounds: int) -> None:
+    def __init__(
+        self, name: str, folder: Path, rounds: int, only: Sequence[str] = (), members: Sequence[int] = ()
+    ) -> None:
         self.rounds = rounds  # the sides in one order, then in the other
+        self.only, self.members = only, members  # shapes and sizes of packs that are asked for; none: all
         quiet_libraries()
         register()
         self.name, self.folder = name, folder
@@ -74,6 +77,10 @@ class Bench:
         ]  # fmt: skip
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return typed(hydra.compose("train", [*common, *words]), Run)
+
+    def shapes(self, known: Sequence[Shape]) -> list[Shape]:
+        """Those that are asked for."""
+        return [shape for shape in known if not self.only or str(shape) in self.only]
 
     def base(self, side: str) -> PreTrainedModel:
         """A base of that side's own, loaded once: neither trainer meets what the other did to it."""
