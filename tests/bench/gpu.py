@@ -54,7 +54,7 @@ def main() -> None:
         bench = Bench(
             MODELS["tiny" if options.tiny else "8B"], Path(temporary), options.rounds, options.shapes, options.members
         )
-        texts = [heading(bench)]
+        texts = [heading(bench, options.out)]
         for name in options.only:
             texts.append(PARTS[name](bench))
             print(f"\n{texts[-1]}", flush=True)
@@ -62,9 +62,9 @@ def main() -> None:
             write_section(options.out, title, "\n\n".join(texts))
 
 
-def heading(bench: Bench) -> str:
+def heading(bench: Bench, out: Path) -> str:
     """Machine, versions, and what was run."""
-    words = [f"'{word}'" if " " in word else word for word in sys.argv[1:]]
+    words = [f"'{word}'" if " " in word else word for word in sys.argv[1:] if word not in ("--out", str(out))]
     command = " ".join(["python tests/bench/gpu.py", *words])
     programs = ", ".join(f"{name} {number}" for name, number in versions(PACKAGES).items())
     device = torch.cuda.get_device_name() if bench.on_gpu else "the CPU"

@@ -32,12 +32,12 @@ class Trained:
 
 
 def parity(bench: Bench) -> str:
-    """The tiny model in float32, then the large one as it is trained."""
+    """The large model as it is trained, then the tiny one in float32."""
     exact = bench.run("model=tiny_random", "model.dtype=float32", "quantization=none")
     rows = []
     for said, base, words in (
-        ("tiny, float32", bench.load(exact.model, None), ["model=tiny_random", "model.dtype=float32"]),
         (f"{bench.shape.hub_id}, NF4, bfloat16", bench.base("medtune"), []),
+        ("tiny, float32", bench.load(exact.model, None), ["model=tiny_random", "model.dtype=float32"]),
     ):
         bench.bases["parity"] = base
         common = [*words, "trainer.gradient_accumulation_steps=2"]
@@ -47,8 +47,9 @@ def parity(bench: Bench) -> str:
             together = train_together(bench, base, runs, recomputed)
             kept = "recomputed" if recomputed else "kept"
             rows.append([said, f"packed, activations {kept}", *apart(alone, together)])
+            print(*rows[-1], flush=True)
         rows.append([said, "the first alone, once more", *apart(alone[:1], [finished(bench, runs[0], None)])])
-        print(*rows[-3:], sep="\n", flush=True)
+        print(*rows[-1], flush=True)
     return "\n\n".join(
         [
             "### Packed members beside themselves alone",

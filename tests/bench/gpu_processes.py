@@ -27,16 +27,13 @@ def processes(bench: Bench) -> str:
     weights, rows = bench.folder / "weights", bench.folder / "rows.json"
     save_weights(bench, weights)
     write_rows(bench, rows)
-    seconds = {
-        "plain script, one": measure([plain(bench, weights, rows, RANKS[0])]),
-        "medtune.train -m, four": measure([medtune(bench, weights, 2)]),
-        "medtune.train -m, eight": measure([medtune(bench, weights, 4)]),
-    }
-    each = seconds["plain script, one"]
-    lines = [
-        [name, f"{value:.1f}" if value else "failed", f"{members * each / value:.2f}" if value and each else "-"]
-        for (name, value), members in zip(seconds.items(), (1, 4, 8), strict=True)
-    ]
+    each = measure([plain(bench, weights, rows, RANKS[0])])
+    lines = [["plain script, one member", f"{each:.1f}" if each else "failed", "1.00"]]
+    for members in bench.members or (4, 8):
+        value = measure([medtune(bench, weights, members // len(RANKS))])
+        times = f"{members * each / value:.2f}" if value and each else "-"
+        lines.append([f"medtune.train -m, {members} members", f"{value:.1f}" if value else "failed", times])
+        print(*lines, sep="\n", flush=True)
     return "\n\n".join(
         [
             "### A sweep as whole processes",
