@@ -135,6 +135,24 @@ def test_recorded_passes_are_those_that_are_not(
         assert found.losses < 1e-6 and found.eval_losses < 1e-6 and found.adapter < 1e-4
 
 
+def test_what_cannot_be_recorded_is_trained_all_the_same(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(work: Callable[[], None], pool: Any) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(recording, "captured", fails)
+    runs = [tiny_run("quantization=none", *member) for member in MEMBERS[:2]]
+    for place, run in enumerate(runs):
+        train(run, tmp_path / "alone" / str(place))
+    assert not pack_up(runs, tmp_path / "packed", 2, False, fused.CAUSAL)[2]
+    for place in range(2):
+        found = compare(tmp_path / "alone" / str(place), tmp_path / "packed" / str(place))
+        assert found.losses < 1e-6 and found.eval_losses < 1e-6 and found.adapter < 1e-4
+    said = [record.getMessage() for record in caplog.records if "kernel by kernel" in record.getMessage()]
+    assert len(said) == 1 and said[0].endswith("operation not permitted when stream is capturing")
+
+
 def test_lengths_that_are_recorded_are_few_and_little_longer() -> None:
     lengths = [recording.bucket(length) for length in range(1, 2049)]
     assert all(length <= filled < max(length + 64, 1.125 * length + 1) for length, filled in enumerate(lengths, 1))

@@ -1,5 +1,6 @@
 """One pass through the frozen base for the rows of several members, each member's adapter acting on its own rows."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +17,10 @@ from medtune.frozen import Product, product_of, view
 from medtune.fused import CAUSAL
 from medtune.low_rank import LowRank
 from medtune.model import RECOMPUTED
-from medtune.sweep.recording import Recordings
+from medtune.sweep.recording import NotRecorded, Recordings
 from medtune.sweep.stack import Gradients, Layers, Stack, stackable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -104,13 +107,23 @@ class Trunk:
         )
         adapters, arithmetic = self.adapters_of(rows), rows[0].arithmetic
         if self.records and isinstance(adapters, Stack):
-            if self.recordings is None:
-                run = partial(self.hidden, attention_mask=None, arithmetic=arithmetic)
-                self.recordings = Recordings(run, adapters.parameters, ids.device)
-            recordings = self.recordings
-            return Pass(rows, recordings.forward(ids), lambda g, w: adapters.of_members(recordings.backward(g), w))
+            try:
+                return self.recorded(rows, ids, adapters, arithmetic)
+            except NotRecorded as error:
+                log.warning("passes are launched kernel by kernel, which takes longer: %s", error)
+                self.records, self.recordings = False, None
         hidden = self.hidden(ids, mask, arithmetic)
         return Pass(rows, hidden, lambda gradient, wanted: adapters.gradients(hidden, gradient, wanted))
+
+    def recorded(
+        self, rows: list[Rows], ids: torch.Tensor, adapters: Stack, arithmetic: tuple[bool, torch.dtype]
+    ) -> Pass:
+        """The same, recorded. Raises `NotRecorded`."""
+        if self.recordings is None:
+            run = partial(self.hidden, attention_mask=None, arithmetic=arithmetic)
+            self.recordings = Recordings(run, adapters.parameters, ids.device)
+        recordings = self.recordings
+        return Pass(rows, recordings.forward(ids), lambda g, w: adapters.of_members(recordings.backward(g), w))
 
     def hidden(
         self, ids: torch.Tensor, attention_mask: torch.Tensor | None, arithmetic: tuple[bool, torch.dtype]

@@ -5,12 +5,20 @@ pass in one, with the same numbers (https://docs.pytorch.org/docs/stable/notes/c
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 LEAST = 64  # tokens: shorter rows are filled up to that
+# One thread records: cuBLAS and cuDNN set up what they need at a thread's first call, which cannot be recorded. What a
+# recording that fails leaves behind, as another current stream, is left there too.
+RECORDER = ThreadPoolExecutor(1, "recorder")
+
+
+class NotRecorded(Exception):
+    """A pass does something that cannot be recorded."""
 
 
 def bucket(length: int) -> int:
@@ -91,8 +99,19 @@ class Recordings:
         return self.gradients
 
     def record(self, shape: tuple[int, int]) -> None:
-        """Record the pass of a shape. One larger than all before begins anew: from the largest down, each finds its
-        memory in that of the largest."""
+        """Record the pass of a shape. Raises `NotRecorded`, and torch.OutOfMemoryError.
+
+        One larger than all before begins anew: from the largest down, each finds its memory in that of the largest.
+        """
+        try:
+            RECORDER.submit(self.record_here, shape).result()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise NotRecorded(str(error).splitlines()[0]) from error
+
+    def record_here(self, shape: tuple[int, int]) -> None:
+        """See `record`; in the thread that records."""
         if not self.known:
             self.warm_up(shape[0])
         if all(shape[0] * shape[1] > rows * length for rows, length in self.known):
