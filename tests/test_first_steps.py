@@ -90,7 +90,7 @@ def test_readme_tree_and_groups_are_those_on_disk() -> None:
     modules = {path.name for path in (ROOT / "medtune").glob("*.py")} - {"__init__.py"}
     assert modules == set(re.findall(r"^[├└]── (\w+\.py) ", README, re.MULTILINE))
     folders = [path for path in (ROOT / "medtune").iterdir() if (path / "__init__.py").is_file()]
-    assert len(folders) == 4
+    assert len(folders) == 5
     steps = {path.name for folder in folders for path in folder.glob("*.py")} - {"__init__.py", "__main__.py"}
     assert steps == set(re.findall(r"^│   [├└]── (\w+\.py) ", README, re.MULTILINE))
     for group in (path for path in (ROOT / "conf").rglob("*") if path.is_dir()):
