@@ -6,17 +6,16 @@ The questions, their order and the greedy decoding are the same at every step an
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from medtune import interruption
 from medtune.config import Run
 from medtune.conversation import encode, shortened
 from medtune.data.normalize import Messages
 from medtune.data.store import Rows
-from medtune.likelihood import arithmetic, base_of, batches_by_length
+from medtune.decoding import greedy
+from medtune.likelihood import base_of, batches_by_length
 from medtune.safety.prompts import red_flags
 
 END_OF_TURN, LENGTH = "end_of_turn", "length"  # why an answer ended
@@ -114,53 +113,6 @@ def answer_in_batches(
             continue
         rows = greedy(model, [prompts[place] for place in places], stops, max_new_tokens)
         yield {place: read_answer(tokenizer, ids, set(stops)) for place, ids in zip(places, rows, strict=True)}
-
-
-@torch.no_grad()
-def greedy(
-    model: PeftModel | PreTrainedModel, prompts: Sequence[Sequence[int]], stops: Sequence[int], max_new_tokens: int
-) -> list[list[int]]:
-    """The most likely next token, again and again, until one of `stops` (included) or `max_new_tokens`.
-
-    It is what `generate` does, except that only the last position goes through the vocabulary projection as one matrix
-    product (there it copies the vocabulary for each row), and that rows leave the batch when they are done.
-    """
-    base = base_of(model)
-    mode = model.training
-    model.eval()
-    width, device = max(map(len, prompts)), base.device
-    input_ids = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
-    attention_mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=base.config)
-    said: list[list[int]] = [[] for _ in prompts]
-    speaking = list(range(len(prompts)))
-    with arithmetic(base):
-        for _ in range(max_new_tokens):
-            interruption.check()
-            last = base.base_model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
-            chosen = base.get_output_embeddings()(last).argmax(-1)
-            for place, token in zip(speaking, chosen.tolist(), strict=True):
-                said[place].append(token)
-            going = [row for row, place in enumerate(speaking) if said[place][-1] not in stops]
-            if not going:
-                break
-            if len(going) < len(speaking):
-                kept = torch.tensor(going, device=device)
-                cache.batch_select_indices(kept)
-                chosen, attention_mask, position_ids = chosen[kept], attention_mask[kept], position_ids[kept]
-                speaking = [speaking[row] for row in going]
-            input_ids = chosen[:, None]
-            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(speaking), 1)], dim=1)
-            position_ids = position_ids[:, -1:] + 1
-    model.train(mode)
-    return said
 
 
 def read_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: set[int]) -> Answer:

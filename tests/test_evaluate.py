@@ -17,15 +17,16 @@ from conftest import compose, conversations, write_jsonl
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from medtune import adapter, examination, model, samples
+from medtune import adapter, decoding, examination, graphs, model, samples
 from medtune.checks import typed
 from medtune.comparison import Member, everything, summary
 from medtune.config import Evaluation, Refusal, Run
 from medtune.data import prepare
+from medtune.decoding import greedy
 from medtune.evaluate import Candidate, evaluate, keys_typed
 from medtune.groups import CONF, register
 from medtune.likelihood import likelihood
-from medtune.samples import answer, greedy, held_out
+from medtune.samples import answer, held_out
 from medtune.tokens import tokenize
 from medtune.train import train
 
@@ -198,6 +199,31 @@ def test_answers_are_those_of_generate_alone_or_in_a_batch(tiny_overrides: list[
         with torch.no_grad():
             theirs = tuned.generate(input_ids=torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
         assert samples.read_answer(tokenizer, theirs.tolist(), {stop}) == ours
+
+
+def test_a_recorded_step_says_the_same(
+    tiny_overrides: list[str], sweep: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_of([*tiny_overrides, "model.dtype=float32"])
+    tokenizer = model.load_tokenizer(run.model)
+    tuned = adapter.load(model.load_base(run.model, None, tokenizer, CPU), sweep / "lora.r=4" / "adapter")
+    prompts = [list(range(20, 20 + length)) for length in (3, 30, 17, 8)]
+    plain = greedy(tuned, prompts, [], 40)
+    stop = next(t for t in plain[0][4:] if any(t in ids for ids in plain[1:]) and any(t not in ids for ids in plain))
+    expected = [greedy(tuned, prompts, stops, 40) for stops in ([], [stop])]
+    monkeypatch.setattr(decoding, "recordable", lambda base: True)
+    steps: list[int] = []
+    if not torch.cuda.is_available():  # a stand-in for a CUDA graph: the work, at every replay
+        monkeypatch.setattr(graphs, "captured", lambda work: lambda: steps.append(1) or work())
+    assert [greedy(tuned, prompts, stops, 40) for stops in ([], [stop])] == expected
+    assert len(steps) == sum(max(map(len, said)) - 2 for said in expected)
+
+    def fails(work: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(graphs, "captured", fails)
+    assert greedy(tuned, prompts, [stop], 40) == expected[1]
+    assert "kernel by kernel, which takes longer: operation not permitted when stream is capturing" in caplog.text
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medtune import frozen, fused
+from medtune import frozen, fused, graphs
 from medtune.config import Run
 from medtune.foundation import Foundation
 from medtune.result import Failure
@@ -120,7 +120,7 @@ def test_recorded_passes_are_those_that_are_not(
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))
     if not torch.cuda.is_available():
-        monkeypatch.setattr(recording, "captured", replayed)
+        monkeypatch.setattr(graphs, "captured", replayed)
     shapes: list[tuple[int, int]] = []
     stock = Recordings.record
     monkeypatch.setattr(Recordings, "record", lambda self, shape: shapes.append(shape) or stock(self, shape))
@@ -141,7 +141,7 @@ def test_what_cannot_be_recorded_is_trained_all_the_same(
     def fails(work: Callable[[], None], pool: Any) -> Callable[[], None]:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(recording, "captured", fails)
+    monkeypatch.setattr(graphs, "captured", fails)
     runs = [tiny_run("quantization=none", *member) for member in MEMBERS[:2]]
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))

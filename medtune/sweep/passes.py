@@ -15,9 +15,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from medtune.frozen import Product, product_of, view
 from medtune.fused import CAUSAL
+from medtune.graphs import NotRecorded
 from medtune.low_rank import LowRank
 from medtune.model import RECOMPUTED
-from medtune.sweep.recording import NotRecorded, Recordings
+from medtune.sweep.recording import Recordings
 from medtune.sweep.stack import Gradients, Layers, Stack, stackable
 
 log = logging.getLogger(__name__)

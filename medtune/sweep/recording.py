@@ -1,38 +1,21 @@
-"""A pass through the base as two CUDA graphs: recorded once for a shape of its rows, replayed for every other batch.
-
-On a GPU a step of few tokens takes its time for Python and launches, not for arithmetic. A graph has all launches of a
-pass in one, with the same numbers (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
-"""
+"""A pass through the base as two CUDA graphs: recorded once for a shape of its rows, replayed for every other batch."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from medtune import graphs
+
 LEAST = 64  # tokens: shorter rows are filled up to that
-# One thread records: cuBLAS and cuDNN set up what they need at a thread's first call, which cannot be recorded. What a
-# recording that fails leaves behind, as another current stream, is left there too.
-RECORDER = ThreadPoolExecutor(1, "recorder")
-
-
-class NotRecorded(Exception):
-    """A pass does something that cannot be recorded."""
 
 
 def bucket(length: int) -> int:
     """The length in tokens to which rows of `length` are filled up: few lengths, at most an eighth longer."""
     step = max(LEAST, 2 ** (length - 1).bit_length() // 16)
     return -(-length // step) * step
-
-
-def captured(work: Callable[[], None], pool: Any) -> Callable[[], None]:
-    """Record what `work` launches on the GPU, without running it; what is returned runs it."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        work()
-    return graph.replay
 
 
 class Recording:
@@ -58,9 +41,9 @@ class Recording:
             found = torch.autograd.grad(self.ends.pop(), parameters, self.of_output)
             torch._foreach_copy_(list(gradients), found)
 
-        self.ahead = captured(ahead, pool)
+        self.ahead = graphs.captured(ahead, pool)
         self.of_output = torch.zeros_like(self.output)
-        self.back = captured(back, pool)
+        self.back = graphs.captured(back, pool)
 
 
 class Recordings:
@@ -99,16 +82,11 @@ class Recordings:
         return self.gradients
 
     def record(self, shape: tuple[int, int]) -> None:
-        """Record the pass of a shape. Raises `NotRecorded`, and torch.OutOfMemoryError.
+        """Record the pass of a shape. Raises what `graphs.recording` raises.
 
         One larger than all before begins anew: from the largest down, each finds its memory in that of the largest.
         """
-        try:
-            RECORDER.submit(self.record_here, shape).result()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise NotRecorded(str(error).splitlines()[0]) from error
+        graphs.recording(partial(self.record_here, shape))
 
     def record_here(self, shape: tuple[int, int]) -> None:
         """See `record`; in the thread that records."""

@@ -13,9 +13,9 @@ from training_report import table
 
 from medtune import adapter, frozen
 from medtune.config import Run
+from medtune.decoding import greedy
 from medtune.likelihood import likelihood
 from medtune.memory import member_bytes
-from medtune.samples import greedy
 from medtune.sweep.pack import Lane, Pack
 
 STEPS = 6
