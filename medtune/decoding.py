@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 
-from medtune import graphs, interruption
+from medtune import frozen, graphs, interruption
 from medtune.likelihood import arithmetic, base_of
 
 log = logging.getLogger(__name__)
@@ -48,19 +48,17 @@ def greedy(
     with arithmetic(base):
         rows = begin(base, prompts)
         said = None
-        if recordable(base) and max_new_tokens > WORTH:
-            try:
-                said = replayed(base, rows, stops, max_new_tokens)
-            except graphs.NotRecorded as error:
-                log.warning("answers are launched kernel by kernel, which takes longer: %s", error)
+        if can_be_recorded(base) and max_new_tokens >= WORTH:
+            said = replayed(base, rows, stops, max_new_tokens)
         said = said or step_by_step(base, rows, stops, max_new_tokens)
     model.train(mode)
     return said
 
 
-def recordable(base: PreTrainedModel) -> bool:
-    """Whether a step can be recorded: on a GPU, by the attention kernel that takes a mask of any form."""
-    return base.device.type == "cuda" and base.config._attn_implementation == "sdpa"
+def can_be_recorded(base: PreTrainedModel) -> bool:
+    """Whether a step can: on a GPU, by the attention kernel that takes a mask of any form."""
+    takes_mask = base.config._attn_implementation == "sdpa"
+    return base.device.type == "cuda" and takes_mask and frozen.recordable(base) and not graphs.RECORDER.failed
 
 
 def begin(base: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Speaking:
@@ -110,11 +108,12 @@ def step_by_step(base: PreTrainedModel, rows: Speaking, stops: Sequence[int], ma
         )
 
 
-def replayed(base: PreTrainedModel, rows: Speaking, stops: Sequence[int], max_new_tokens: int) -> list[list[int]]:
-    """The same by a recorded step, in which every row stays to the end. Raises `graphs.NotRecorded`; `rows` are as
-    before."""
+def replayed(
+    base: PreTrainedModel, rows: Speaking, stops: Sequence[int], max_new_tokens: int
+) -> list[list[int]] | None:
+    """The same by a recorded step, in which every row stays to the end; None, and `rows` as before, if it cannot be
+    recorded."""
     said = [[token] for token in rows.chosen.tolist()]
-    step = Step(base, rows, max_new_tokens)
     again: Callable[[], None] | None = None
     for _ in range(max_new_tokens - 1):
         interruption.check()
@@ -122,7 +121,14 @@ def replayed(base: PreTrainedModel, rows: Speaking, stops: Sequence[int], max_ne
         if not going:
             break
         if again is None:
-            again = graphs.recording(step.first)
+            try:
+                step = Step(base, rows, max_new_tokens)
+                again = graphs.RECORDER.run(step.first)
+            except (graphs.NotRecorded, torch.OutOfMemoryError) as error:
+                why = "out of memory" if isinstance(error, torch.OutOfMemoryError) else error
+                log.warning("answers are launched kernel by kernel, which takes longer: %s", why)
+                return None
+            rows.cache.layers.clear()  # nobody goes on from there any more
         else:
             again()
         chosen = step.input_ids[:, 0].tolist()

@@ -21,7 +21,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from medtune import conversation, likelihood, samples
+from medtune import conversation, decoding, frozen, fused, kernels, likelihood, low_rank, samples
 from medtune import model as base_model
 from medtune.config import Eval
 from medtune.data import Conversations
@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 DECIDE = ("torch", "transformers", "peft", "bitsandbytes")  # packages that decide what a model says
 
-CODE: tuple[ModuleType, ...] = (conversation, likelihood, samples, base_model)  # a change may change what is measured
+# A change of these, or of the kernels, may change what is measured.
+CODE: tuple[ModuleType, ...] = (conversation, likelihood, samples, decoding, base_model, frozen, fused, low_rank)
 
 
 class NotANumber(Exception):
@@ -267,7 +268,8 @@ def name_of(
     """A name for what `measure` finds: of the model to the bit, of what it is asked, and of the arithmetic."""
     files = [] if adapter is None else [weights_of(adapter), config_of(adapter)]
     weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    code = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in CODE]
+    files_of_code = [*(Path(str(module.__file__)) for module in CODE), *sorted(kernels.FOLDER.glob("*.py"))]
+    code = [path.read_text(encoding="utf-8") for path in files_of_code]
     device = torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu"
     settings = [evaluation.final_max_new_tokens, evaluation.batch_size, device, str(base.dtype), versions(DECIDE)]
     stops = base.generation_config.eos_token_id

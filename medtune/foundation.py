@@ -98,7 +98,7 @@ class Foundation:
             measure_base(self.base, self.tokenizer, exam, run.eval, self.fingerprint)
 
     def require_unchanged(self) -> None:
-        """Raises `Changed` when a bit of the base differs from what was loaded."""
+        """Raises `Changed` when a bit of the base, on a GPU a sum of its bytes, differs from what was loaded."""
         if self.checksums:
             pairs = zip(self.checksums, frozen.checksums(self.base), strict=True)
             same = all(torch.equal(before, now) for before, now in pairs)

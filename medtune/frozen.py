@@ -47,6 +47,11 @@ def product_of(layer: torch.nn.Linear) -> Product:
     return Product(layer.forward, weight, layer.bias)
 
 
+def recordable(base: PreTrainedModel) -> bool:
+    """Whether its products can be recorded as a CUDA graph: in 8 bits they ask the GPU how many outliers there are."""
+    return not any(isinstance(module, Linear8bitLt) for module in base.modules())
+
+
 def place_8bit_states(base: PreTrainedModel) -> None:
     """Do now what bitsandbytes does at the first forward pass: move an 8-bit weight's scales to their layer.
 

@@ -24,14 +24,17 @@ def fuse(base: PreTrainedModel) -> None:
         return
     for module in base.modules():
         if isinstance(module, LlamaRMSNorm):
-            weight = module.weight
-            vars(module)["forward"] = partial(
-                F.rms_norm, normalized_shape=weight.shape, weight=weight, eps=module.variance_epsilon
-            )
+            vars(module)["forward"] = partial(norm, module)
         elif isinstance(module, LlamaMLP) and module.config.hidden_act == "silu" and kernels.built():
             vars(module)["forward"] = partial(feed_forward, module)
         elif isinstance(module, LlamaAttention) and not module.attention_dropout and kernels.built():
             vars(module)["forward"] = partial(attend, module)
+
+
+def norm(layer: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm of `x` [rows, length, width], in its type; autocast would have it in float32, and all that follows."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.rms_norm(x, layer.weight.shape, layer.weight, layer.variance_epsilon)
 
 
 def feed_forward(layer: LlamaMLP, x: torch.Tensor) -> torch.Tensor:

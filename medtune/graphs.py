@@ -12,34 +12,45 @@ import torch
 
 Result = TypeVar("Result")
 
-# One thread records: cuBLAS and cuDNN set up what they need at a thread's first call, which cannot be recorded. What a
-# recording that fails leaves behind, as another current stream, is left there too.
-RECORDER = ThreadPoolExecutor(1, "recorder")
-
 
 class NotRecorded(Exception):
     """The work does something that cannot be recorded."""
 
 
-def recording(work: Callable[[], Result]) -> Result:
-    """What `work` returns, which calls `captured`. Raises `NotRecorded`, and torch.OutOfMemoryError.
+class Recorder:
+    """The one thread that records: cuBLAS and cuDNN set up what they need at a thread's first call, which cannot be
+    recorded.
 
-    All that is to be recorded must have run in it once: kernels that are compiled or chosen at their first launch.
+    `failed`: whether a recording did. PyTorch's allocator then believes for ever that it goes on: nothing more may be
+    recorded in this process.
     """
-    try:
-        return RECORDER.submit(work).result()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise NotRecorded(str(error).splitlines()[0]) from error
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, "recorder")
+        self.failed = False
+
+    def run(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, which calls `captured` after it has run once what is to be recorded: kernels that are
+        compiled or chosen at their first launch. Raises what it raises."""
+        return self.thread.submit(work).result()
+
+
+RECORDER = Recorder()
 
 
 def captured(work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
     """Record what `work` launches on the GPU, without running it; what is returned runs it.
 
-    `pool`: memory that several recordings share, which then run one after another; None: memory of its own.
+    `pool`: memory that several recordings share, which then run one after another; None: memory of its own. Raises
+    `NotRecorded`, and torch.OutOfMemoryError, after which another may be recorded.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        work()
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            work()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        RECORDER.failed = True
+        raise NotRecorded(str(error.__context__ or error).partition("\n")[0]) from error
     return graph.replay

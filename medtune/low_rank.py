@@ -87,17 +87,18 @@ class Adapted(torch.autograd.Function):
         product: Product,
     ) -> torch.Tensor:
         ctx.type_of_x, ctx.unpack = x.dtype, product.weight if y is None else None
-        if y is None:
-            weight = cast(Any, product.weight)()
-            x = x.to(weight.dtype)
-            y = F.linear(x, weight, product.bias)
-        else:
-            x, y = x.to(y.dtype), y.clone()
-        a, b = a.to(y.dtype), b.to(y.dtype)
-        low = torch.bmm(masked(x, dense if keys is None else keys), a.mT).mul_(scale)
-        ctx.save_for_backward(x, low, a, b, dense)
-        ctx.scale, ctx.keys = scale, keys
-        return y.baddbmm_(low, b.mT)
+        with torch.autocast(x.device.type, enabled=False):  # it would change the types of some products only
+            if y is None:
+                weight = cast(Any, product.weight)()
+                x = x.to(weight.dtype)
+                y = F.linear(x, weight, product.bias)
+            else:
+                x, y = x.to(y.dtype), y.clone()
+            a, b = a.to(y.dtype), b.to(y.dtype)
+            low = torch.bmm(masked(x, dense if keys is None else keys), a.mT).mul_(scale)
+            ctx.save_for_backward(x, low, a, b, dense)
+            ctx.scale, ctx.keys = scale, keys
+            return y.baddbmm_(low, b.mT)
 
     @staticmethod
     def backward(ctx: Any, of_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -115,7 +116,7 @@ class Adapted(torch.autograd.Function):
 
 
 def use_low_rank(model: PeftModel) -> None:
-    """Let every LoRA layer that is no variant already (DoRA is one) compute so."""
+    """Let every LoRA layer that is no variant already compute so; one that is, as DoRA's, goes on as before."""
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             for adapter, own in layer.lora_A.items():

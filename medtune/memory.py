@@ -8,6 +8,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from medtune import kernels
 from medtune.config import Run
 from medtune.likelihood import PIECE
 
@@ -26,8 +27,10 @@ def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool) -> float:
     keys = hidden * config.num_key_value_heads // config.num_attention_heads
     on_gpu = base.device.type == "cuda"
     kept = width * (6 * hidden + 2 * keys + 3 * wide)
+    if not (on_gpu and kernels.built()):
+        kept += width * wide
     if not on_gpu:
-        kept += width * wide + 4 * 2 * hidden
+        kept += 4 * 2 * hidden
     trained = 0
     for name, module in base.base_model.named_modules():
         if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in run.lora.target_modules:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -52,6 +53,11 @@ class Tokens:
     test: Dataset
     too_long: list[Reject]
     too_long_lengths: list[int]
+
+    @property
+    def longest(self) -> int:
+        """Of the training conversations, in tokens."""
+        return int(pc.max(pc.list_value_length(self.train.data.column("input_ids"))).as_py())
 
     def record(self, rejects: Path) -> None:
         """Append what is too long to a rejects.jsonl, and say so."""

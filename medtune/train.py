@@ -76,7 +76,7 @@ def train(
         base = foundation.base
         if lane is None and base.device.type == "cuda":
             attention = model.training_kernel(run.model, run.trainer.max_length, base.device)
-            lane = Alone(base, needs_checkpointing(run, base), attention)
+            lane = Alone(base, needs_checkpointing(run, base), attention, tokens.longest)
         tuned = adapter.attach(lane.view() if lane else frozen.view(base), run.lora, run.seed)
         trained, total = adapter.trainable_parameters(tuned)
         checkpointing = lane.checkpointing if lane else needs_checkpointing(run, base)
@@ -103,6 +103,8 @@ def train(
                 trainer.backward_through_base = lane.backward
             tracker.summarize({f"data/{name}": count for name, count in conversations.report["funnel"].items()})
             trainer.run(saved)
+            if isinstance(lane, Alone):
+                lane.trunk.forget()  # what follows needs the memory
             try:
                 foundation.require_unchanged()
             except Exception:

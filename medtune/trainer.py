@@ -131,8 +131,8 @@ class AdapterTrainer(ResumableTrainer):
         self.untuned, self.group_by_length, self.attention = untuned, group_by_length, attention
         # In a pack the member's own backward pass ends at the base, which then runs once for all.
         self.backward_through_base: Callable[[], None] = lambda: None
-        self.watch = StopAtNonFinite()
-        self.add_callback(self.watch)
+        self.finite = StopAtNonFinite()
+        self.add_callback(self.finite)
 
     def compute_loss(
         self,
@@ -164,7 +164,7 @@ class AdapterTrainer(ResumableTrainer):
         with attending(base_of(self.model), self.attention):
             loss = super().training_step(*args, **kwargs)
         self.backward_through_base()
-        self.watch.losses.append(loss)
+        self.finite.losses.append(loss)
         return loss
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -206,24 +206,32 @@ def test_a_recorded_step_says_the_same(
 ) -> None:
     run = run_of([*tiny_overrides, "model.dtype=float32"])
     tokenizer = model.load_tokenizer(run.model)
-    tuned = adapter.load(model.load_base(run.model, None, tokenizer, CPU), sweep / "lora.r=4" / "adapter")
+    device = model.device_for(run.model)
+    tuned = adapter.load(model.load_base(run.model, None, tokenizer, device), sweep / "lora.r=4" / "adapter")
     prompts = [list(range(20, 20 + length)) for length in (3, 30, 17, 8)]
+    monkeypatch.setattr(decoding, "can_be_recorded", lambda base: False)
     plain = greedy(tuned, prompts, [], 40)
     stop = next(t for t in plain[0][4:] if any(t in ids for ids in plain[1:]) and any(t not in ids for ids in plain))
     expected = [greedy(tuned, prompts, stops, 40) for stops in ([], [stop])]
-    monkeypatch.setattr(decoding, "recordable", lambda base: True)
+    monkeypatch.setattr(decoding, "can_be_recorded", lambda base: True)
     steps: list[int] = []
-    if not torch.cuda.is_available():  # a stand-in for a CUDA graph: the work, at every replay
-        monkeypatch.setattr(graphs, "captured", lambda work: lambda: steps.append(1) or work())
+    stock = graphs.captured if device.type == "cuda" else lambda work: work  # a stand-in: the work, at every replay
+
+    def counted(work: Callable[[], None]) -> Callable[[], None]:
+        replay = stock(work)
+        return lambda: steps.append(1) or replay()
+
+    monkeypatch.setattr(graphs, "captured", counted)
     assert [greedy(tuned, prompts, stops, 40) for stops in ([], [stop])] == expected
     assert len(steps) == sum(max(map(len, said)) - 2 for said in expected)
+    for error in (graphs.NotRecorded("not while capturing"), torch.OutOfMemoryError("no room")):
 
-    def fails(work: Callable[[], None]) -> Callable[[], None]:
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        def fails(work: Callable[[], None], error: Exception = error) -> Callable[[], None]:
+            raise error
 
-    monkeypatch.setattr(graphs, "captured", fails)
-    assert greedy(tuned, prompts, [stop], 40) == expected[1]
-    assert "kernel by kernel, which takes longer: operation not permitted when stream is capturing" in caplog.text
+        monkeypatch.setattr(graphs, "captured", fails)
+        assert greedy(tuned, prompts, [stop], 40) == expected[1]
+    assert "takes longer: not while capturing" in caplog.text and "takes longer: out of memory" in caplog.text
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(

@@ -10,7 +10,8 @@ from peft.tuners.lora import LoraLayer
 from medtune import adapter, model
 from medtune.config import Run
 from medtune.dropout import key_dropout, masked
-from medtune.low_rank import LowRank
+from medtune.frozen import Product
+from medtune.low_rank import LowRank, adapted
 
 Compose = Callable[..., Run]
 ROWS = torch.randint(5, 500, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -82,6 +83,22 @@ def test_dropout_drops_its_share_and_only_in_training(tiny_run: Compose) -> None
     dropout.clock.step += 1
     assert torch.equal(evaluated, outcome(net)["logits"])
     assert not torch.equal(in_training, outcome(net.train())["logits"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("weight", [True, False])
+def test_autocast_changes_no_type(training: bool, weight: bool) -> None:
+    """As on a GPU, where it would run some of the products in 16 bits, others in the type of x."""
+    layer = torch.nn.Linear(6, 5, bias=False, dtype=torch.bfloat16)
+    product = Product(lambda x: layer(x.bfloat16()).to(x.dtype), (lambda: layer.weight) if weight else None, None)
+    x = torch.randn(3, 7, 6, requires_grad=True)
+    a, b = torch.randn(1, 2, 6, requires_grad=True), torch.randn(1, 5, 2, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(training):
+        found = adapted(product, x, a, b, 2.0, None)
+    expected = x @ (layer.weight.float() + 2 * b[0] @ a[0]).T
+    assert (found.float() - expected).norm() < 2e-2 * expected.norm()
+    if training:
+        assert all(part.dtype is torch.float32 for part in torch.autograd.grad(found.float().sum(), (x, a, b)))
 
 
 def test_a_disabled_adapter_adds_nothing(tiny_run: Compose) -> None:

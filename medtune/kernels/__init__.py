@@ -3,11 +3,16 @@
 import importlib.util
 import os
 import shutil
+import sysconfig
 from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
 
 
 @cache
 def built() -> bool:
-    """Whether Triton can build kernels on this machine: it needs a C compiler."""
+    """Whether Triton can build kernels on this machine: it needs a C compiler, and Python's headers."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return bool(compiler and importlib.util.find_spec("triton"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return bool(compiler and headers and importlib.util.find_spec("triton"))

@@ -9,9 +9,9 @@ from medtune.sweep.passes import Pass, Rows, Trunk, accumulate, routed
 class Alone:
     """What a `Lane` is in a pack, without the others."""
 
-    def __init__(self, base: PreTrainedModel, checkpointing: bool, attention: str) -> None:
+    def __init__(self, base: PreTrainedModel, checkpointing: bool, attention: str, longest: int) -> None:
         self.base, self.checkpointing = base, checkpointing
-        self.trunk = Trunk(base, checkpointing, attention)
+        self.trunk = Trunk(base, checkpointing, attention, longest)
         self.passed: Pass | None = None
         self.hidden: torch.Tensor | None = None
 

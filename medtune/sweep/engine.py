@@ -153,7 +153,8 @@ class Crew:
 
             run, base = next(iter(self.members.values())).run, foundation.base
             attention = training_kernel(run.model, run.trainer.max_length, base.device)
-            Pack(base, size.width, size.checkpointing, attention).run(next_job)
+            longest = foundation.tokens.longest
+            Pack(base, size.width, size.checkpointing, attention, longest).run(next_job)
         else:
             work(self, foundation, self.pause_at)
 

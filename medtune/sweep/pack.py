@@ -6,7 +6,6 @@ all, and each member's adapter acts on its own rows. Backward likewise. All else
 checkpoints, is the member's own, so that a packed member equals the same run alone, up to rounding.
 """
 
-import gc
 import logging
 import threading
 import traceback
@@ -18,8 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 from medtune.sweep import turns
-from medtune.sweep.passes import Pass, Rows, Trunk, accumulate, routed
-from medtune.sweep.stack import Gradients, Layers
+from medtune.sweep.passes import Pass, Rows, Trunk, accumulate, free_memory, routed
+from medtune.sweep.stack import Layers
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +88,9 @@ class Lane:
 class Pack:
     """Runs jobs, at most `width` at a time, on one frozen base."""
 
-    def __init__(self, base: PreTrainedModel, width: int, checkpointing: bool, attention: str) -> None:
+    def __init__(self, base: PreTrainedModel, width: int, checkpointing: bool, attention: str, longest: int) -> None:
         self.base, self.width, self.checkpointing = base, width, checkpointing
-        self.trunk = Trunk(base, checkpointing, attention)
+        self.trunk = Trunk(base, checkpointing, attention, longest)
         self.together = width  # rows of so many members go through the base at a time; fewer when memory is short
         self.lanes: list[Lane] = []
         self.pending: tuple[list[Lane], Pass] | None = None
@@ -175,21 +174,22 @@ class Pack:
         going = [lane for lane in lanes if not lane.done]
         if not going:
             return
-        found = self.attempt(going, lambda: self.gradients(lanes if passed else going, passed or self.through(going)))
-        if found is not None:
-            accumulate(found)
-        elif len(going) > 1:
+        added = self.attempt(
+            going, lambda: self.add_gradients(lanes if passed else going, passed or self.through(going))
+        )
+        if not added and len(going) > 1:
             if passed:
                 del passed.output, passed.backward  # the caller holds the pass
                 self.trunk.forget()
             for part in (going[: half(going)], going[half(going) :]):
                 self.backward(part, None)
 
-    def gradients(self, lanes: list[Lane], passed: Pass) -> Gradients:
-        """Of the members of a pass that still wait for theirs."""
+    def add_gradients(self, lanes: list[Lane], passed: Pass) -> bool:
+        """To those of the members of a pass that still wait for theirs."""
         found = [None if lane.done or lane.hidden is None else lane.hidden.grad for lane in lanes]
         assert all(lane.done or gradient is not None for lane, gradient in zip(lanes, found, strict=True))
-        return passed.gradients(found)
+        accumulate(passed.gradients(found))
+        return True
 
     def attempt(self, lanes: list[Lane], work: Callable[[], Any]) -> Any:
         """What `work` gives, or None if it fails: a single member has the error then, several are to be tried in parts.
@@ -206,9 +206,7 @@ class Pack:
                 self.together = half(lanes)
                 words = "out of memory: %s members go through the base at a time from now on"
                 Context().run(log.warning, words, self.together)  # said by the pack, not by the member that serves
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         return None
 
 

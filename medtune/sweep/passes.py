@@ -1,6 +1,8 @@
 """One pass through the frozen base for the rows of several members, each member's adapter acting on its own rows."""
 
+import gc
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +15,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from medtune.frozen import Product, product_of, view
+from medtune import graphs
+from medtune.frozen import Product, product_of, recordable, view
 from medtune.fused import CAUSAL
 from medtune.graphs import NotRecorded
 from medtune.low_rank import LowRank
@@ -80,7 +83,8 @@ class Adapters(Protocol):
 class Trunk:
     """The base without its head, with a place for members' adapters at every linear layer."""
 
-    def __init__(self, base: PreTrainedModel, checkpointing: bool, attention: str) -> None:
+    def __init__(self, base: PreTrainedModel, checkpointing: bool, attention: str, longest: int) -> None:
+        self.longest = longest  # of the rows that may come, in tokens
         tree = view(base).train()
         tree.config._attn_implementation = attention
         if checkpointing:
@@ -88,9 +92,9 @@ class Trunk:
         self.trunk = tree.base_model
         self.adapters: Adapters | None = None  # of whoever's rows went through the base last
         linear = {n: m for n, m in self.trunk.named_modules() if isinstance(m, torch.nn.Linear)}  # packed ones are too
-        # The product in 8 bits asks the GPU how many outliers there are: that cannot be recorded.
-        self.records = attention == CAUSAL and all(product_of(layer).weight for layer in linear.values())
+        self.records = attention == CAUSAL and recordable(base)
         self.recordings: Recordings | None = None  # of the adapters that are stacked
+        self.refused: Adapters | None = None  # those whose passes were not to be recorded
         for name, module in linear.items():
             vars(module)["forward"] = partial(self.adapted, name, product_of(module))
 
@@ -107,22 +111,27 @@ class Trunk:
             for parts in ([row.input_ids for row in rows], [row.attention_mask for row in rows])
         )
         adapters, arithmetic = self.adapters_of(rows), rows[0].arithmetic
-        if self.records and isinstance(adapters, Stack):
+        # Where groups of members take turns, each pass has another stack: recording takes longer than it saves.
+        if self.records and isinstance(adapters, Stack) and adapters.passes > 1 and adapters is not self.refused:
             try:
                 return self.recorded(rows, ids, adapters, arithmetic)
-            except NotRecorded as error:
-                log.warning("passes are launched kernel by kernel, which takes longer: %s", error)
-                self.records, self.recordings = False, None
+            except (NotRecorded, torch.OutOfMemoryError) as error:
+                why = "out of memory" if isinstance(error, torch.OutOfMemoryError) else error
+                log.warning("passes are launched kernel by kernel, which takes longer: %s", why)
+                traceback.clear_frames(error.__traceback__)  # they hold the memory
+            self.recordings, self.refused = None, adapters
+            self.records = not graphs.RECORDER.failed
+            free_memory()
         hidden = self.hidden(ids, mask, arithmetic)
         return Pass(rows, hidden, lambda gradient, wanted: adapters.gradients(hidden, gradient, wanted))
 
     def recorded(
         self, rows: list[Rows], ids: torch.Tensor, adapters: Stack, arithmetic: tuple[bool, torch.dtype]
     ) -> Pass:
-        """The same, recorded. Raises `NotRecorded`."""
+        """The same, recorded. Raises what `graphs.captured` raises."""
         if self.recordings is None:
             run = partial(self.hidden, attention_mask=None, arithmetic=arithmetic)
-            self.recordings = Recordings(run, adapters.parameters, ids.device)
+            self.recordings = Recordings(run, adapters.parameters, ids.device, self.longest)
         recordings = self.recordings
         return Pass(rows, recordings.forward(ids), lambda g, w: adapters.of_members(recordings.backward(g), w))
 
@@ -137,19 +146,18 @@ class Trunk:
     def adapters_of(self, rows: list[Rows]) -> "Adapters":
         """The members' adapters stacked, where they can be, else one after another."""
         layers = [row.layers for row in rows]
-        if len({row.shape[0] for row in rows}) > 1:
-            self.adapters = Apart(rows)
-        elif not (isinstance(self.adapters, Stack) and self.adapters.holds(layers)):
-            self.adapters = self.recordings = None  # before the memory of others is asked for
+        alike = len({row.shape[0] for row in rows}) == 1
+        if not (alike and isinstance(self.adapters, Stack) and self.adapters.holds(layers)):
+            self.forget()  # before the memory of others is asked for
             plain = all(map(stackable, chain(*(own.values() for own in layers))))
-            self.adapters = Stack(layers) if plain else Apart(rows)
+            self.adapters = Stack(layers) if alike and plain else Apart(rows)
         if isinstance(self.adapters, Stack):
             self.adapters.load([row.shape for row in rows])
         return self.adapters
 
     def forget(self) -> None:
         """Let go of the adapters of members that may have ended."""
-        self.adapters = self.recordings = None
+        self.adapters = self.recordings = self.refused = None
 
 
 @dataclass
@@ -232,12 +240,19 @@ def layers_of(trunk: torch.nn.Module) -> Layers:
 
 
 def accumulate(found: Gradients) -> None:
-    """Add gradients to those of the micro-batches before."""
+    """Add gradients to those of the micro-batches before; to all of them, or to none when memory is short."""
     fresh = [(parameter, gradient) for parameter, gradient in found if parameter.grad is None]
     sums = [(parameter.grad, gradient) for parameter, gradient in found if parameter.grad is not None]
-    if sums:
-        torch._foreach_add_(*map(list, zip(*sums, strict=True)))
     if fresh:  # memory of their own: a part of a stack would keep that of all members
         copies = torch._foreach_mul([gradient for _, gradient in fresh], 1.0)
         for (parameter, _), copy in zip(fresh, copies, strict=True):
             parameter.grad = copy
+    if sums:
+        torch._foreach_add_(*map(list, zip(*sums, strict=True)))
+
+
+def free_memory() -> None:
+    """Give the GPU what nobody holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

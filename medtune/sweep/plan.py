@@ -51,8 +51,9 @@ def plan(runs: Sequence[Run], foundation: Foundation, width: int | None, process
     needed = max(member_bytes(run, base, checkpointing) for run in runs)
     cores = torch.get_num_threads()  # as OMP_NUM_THREADS has it, if that is set
     if width is None:
-        # What PyTorch holds for a recorded pass is a seventh more than what the pass uses.
-        fits = int(0.8 * free / needed) if base.device.type == "cuda" and not int8 else 1
+        # PyTorch holds a seventh more than a recorded pass uses, twice as much where activations are recomputed.
+        share = 0.5 if checkpointing else 0.8
+        fits = int(share * free / needed) if base.device.type == "cuda" and not int8 else 1
         width = max(1, min(len(runs), MOST, fits))
     if processes is None:
         alone = base.device.type == "cuda" or width > 1 or not forks

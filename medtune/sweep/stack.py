@@ -29,6 +29,7 @@ class Stack:
 
     def __init__(self, layers: Sequence[Layers]) -> None:
         self.layers = list(layers)
+        self.passes = 0
         self.matrices: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.owned: list[list[tuple[torch.nn.Parameter, str, int]]] = [[] for _ in layers]
         self.slots: list[list[torch.Tensor]] = [[] for _ in layers]
@@ -76,6 +77,7 @@ class Stack:
     def load(self, shapes: Sequence[tuple[int, int]]) -> None:
         """Take over the members' weights as they are, the shapes of their rows, and what their masks are made from."""
         self.shapes = shapes
+        self.passes += 1
         for slots, owned in zip(self.slots, self.owned, strict=True):
             torch._foreach_copy_(slots, [parameter for parameter, _, _ in owned])
         if self.device.type == "cpu":

@@ -72,7 +72,7 @@ def train_together(bench: Bench, base: PreTrainedModel, runs: list[Run], checkpo
         place, run = waiting.popleft()
         return lambda lane: void(found.__setitem__(place, finished(bench, run, lane)))
 
-    Pack(base, len(runs), checkpointing, bench.attention).run(next_job)
+    Pack(base, len(runs), checkpointing, bench.attention, bench.longest(None)).run(next_job)
     return [trained for trained in found if trained]
 
 

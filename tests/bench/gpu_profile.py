@@ -15,13 +15,14 @@ from medtune.config import Run
 SHAPES = [Shape(1, 512), Shape(4, 512), Shape(4, 2048)]
 STEPS = 3
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm_", "aten::matmul", "aten::linear")
-OF_KERNELS = ("Adapted", "SwiGLU")  # operations whose own time on the GPU is that of these
+OF_KERNELS = ("Adapted", "SwiGLU", "Rotary")  # operations whose own time on the GPU is that of these
 KERNELS = {
     "unpack_block": "unpacking 4-bit weights",
     "drop_block": "dropout",
     "add_tile": "dropout and LoRA's last product",
     "multiply_block": "SwiGLU",
     "differentiate_block": "SwiGLU",
+    "rotate_block": "rotary positions",
 }
 
 
@@ -76,7 +77,7 @@ def spent_in(bench: Bench, run: Run, shape: Shape) -> Counter[str]:
     """Milliseconds of the GPU in each kind of operation, of a step that is not recorded."""
     bench.collect()
     watch, profiled = Stopwatch(bench, STEPS), Profiled(bench)
-    trainer = bench.ours(run, shape.length, watch, attention="sdpa")  # a replayed kernel is no operation's
+    trainer = bench.ours(run, shape.length, watch, recorded=False)  # a replayed kernel is no operation's
     trainer.add_callback(profiled)
     trainer.train()
     spent: Counter[str] = Counter()
@@ -123,4 +124,4 @@ def kind_of(name: str, shapes: list[list[int]], run: Run, bench: Bench) -> str:
         return "LoRA's products" if run.lora.r in sizes else "products with the base"
     if "adam" in name.lower() or "foreach" in name or ("norm" in name and "layer" not in name):
         return "optimizer and gradient norm"
-    return "rest: norms, rotary positions, sums, copies"
+    return "rest: norms, sums, copies"

@@ -28,9 +28,8 @@ FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bfloat
 
 def run_of(bench: Bench, shape: Shape, *words: str) -> Run:
     """A run of that shape; `trainer.max_length` is what the estimate of its memory counts with."""
-    longest = max(len(row["input_ids"]) for row in bench.rows(shape.length))
     rows = f"trainer.per_device_train_batch_size={shape.rows}"
-    return bench.run(rows, f"trainer.max_length={max(longest, 16)}", *words)
+    return bench.run(rows, f"trainer.max_length={max(bench.longest(shape.length), 16)}", *words)
 
 
 def single(bench: Bench) -> str:
@@ -152,7 +151,7 @@ def pack_of(bench: Bench, shape: Shape, members: int) -> tuple[float, int, int, 
     if members == 1:
         bench.ours(runs[0], shape.length, watches[0]).train()
     else:
-        pack = Pack(base, members, False, bench.attention)
+        pack = Pack(base, members, False, bench.attention, bench.longest(shape.length))
         waiting = deque(watches)
 
         def next_job() -> Callable[[Lane], None] | None:
@@ -186,7 +185,8 @@ def evaluation(bench: Bench) -> str:
             "generate": lambda parts=parts: [generate(bench, tuned, part, longest) for part in parts],
         }
         likelihood(tuned, ids[:batch], labels[:batch], batch)  # the first of anything takes longer
-        greedy(tuned, parts[0], [], 2)
+        greedy(tuned, parts[0], [], longest)
+        generate(bench, tuned, parts[0], 2)
         seconds = {name: timed(bench, each) for name, each in work.items()}
         tokens = sum(map(len, ids))
         answered = [f"{32 * longest / seconds[name]:,.0f}" for name in ("answers", "generate")]

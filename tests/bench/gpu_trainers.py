@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from trl import SFTTrainer
 from medtune import adapter, frozen, model
 from medtune.checks import typed
 from medtune.config import Model, Quantization, Run
+from medtune.graphs import RECORDER
 from medtune.groups import CONF, register
 from medtune.likelihood import Likelihood
 from medtune.quiet import quiet_libraries
@@ -139,6 +140,10 @@ class Bench:
             rows.append({"input_ids": ids, "labels": [IGNORED] * asked + ids[asked:]})
         return rows
 
+    def longest(self, length: int | None) -> int:
+        """Of the rows, in tokens."""
+        return max(len(row["input_ids"]) for row in self.rows(length))
+
     def ours(
         self,
         run: Run,
@@ -146,14 +151,14 @@ class Bench:
         watch: "Stopwatch",
         lane: Lane | None = None,
         side: str = "medtune",
-        attention: str | None = None,
+        recorded: bool = True,
     ) -> AdapterTrainer:
-        """medtune's trainer of a run, alone on a side's base or in a pack; with another attention kernel nothing is
-        recorded."""
+        """medtune's trainer of a run, alone on a side's base or in a pack."""
         checkpointing = bool(run.trainer.gradient_checkpointing)
         place: Lane | Alone | None = lane
         if lane is None and self.on_gpu:
-            place = Alone(self.base(side), checkpointing, attention or self.attention)
+            place = Alone(self.base(side), checkpointing, self.attention, self.longest(length))
+            place.trunk.records = recorded
         tuned = adapter.attach(place.view() if place else frozen.view(self.base(side)), run.lora, run.seed)
         rows = Dataset.from_list(self.rows(length))
         few = rows.select(range(1))
@@ -174,7 +179,7 @@ class Bench:
             for filled in sorted({bucket(len(row["input_ids"])) for row in self.rows(length)}, reverse=True):
                 if (count, filled) not in trunk.recordings.known:
                     began = time.monotonic()
-                    trunk.recordings.record((count, filled))
+                    RECORDER.run(partial(trunk.recordings.record, (count, filled)))
                     self.recorded.append(time.monotonic() - began)
 
     def plain(self, run: Run, length: int | None, watch: "Stopwatch") -> SFTTrainer:
