@@ -91,12 +91,12 @@ class Trunk:
             tree.gradient_checkpointing_enable(RECOMPUTED)
         self.trunk = tree.base_model
         self.adapters: Adapters | None = None  # of whoever's rows went through the base last
-        linear = {n: m for n, m in self.trunk.named_modules() if isinstance(m, torch.nn.Linear)}  # packed ones are too
         self.records = attention == CAUSAL and recordable(base)
         self.recordings: Recordings | None = None  # of the adapters that are stacked
         self.refused: Adapters | None = None  # those whose passes were not to be recorded
-        for name, module in linear.items():
-            vars(module)["forward"] = partial(self.adapted, name, product_of(module))
+        for name, module in self.trunk.named_modules():
+            if isinstance(module, torch.nn.Linear):  # bitsandbytes' layers are too
+                vars(module)["forward"] = partial(self.adapted, name, product_of(module))
 
     def adapted(self, name: str, product: Product, x: torch.Tensor) -> torch.Tensor:
         """A linear layer of the base over all rows, and each member's adapter of it over its own."""
