@@ -1,6 +1,5 @@
 """Prompts -> the most likely tokens after them, many rows at a time."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,6 @@ from transformers import DynamicCache, PreTrainedModel
 
 from medtune import frozen, graphs, interruption
 from medtune.likelihood import arithmetic, base_of
-
-log = logging.getLogger(__name__)
 
 WORTH = 8  # tokens from which recording a step pays
 
@@ -114,23 +111,19 @@ def replayed(
     """The same by a recorded step, in which every row stays to the end; None, and `rows` as before, if it cannot be
     recorded."""
     said = [[token] for token in rows.chosen.tolist()]
-    again: Callable[[], None] | None = None
+    step: Step | None = None
     for _ in range(max_new_tokens - 1):
         interruption.check()
         going = [row for row in range(len(said)) if said[row][-1] not in stops]
         if not going:
             break
-        if again is None:
-            try:
-                step = Step(base, rows, max_new_tokens)
-                again = graphs.RECORDER.run(step.first)
-            except (graphs.NotRecorded, torch.OutOfMemoryError) as error:
-                why = "out of memory" if isinstance(error, torch.OutOfMemoryError) else error
-                log.warning("answers are launched kernel by kernel, which takes longer: %s", why)
+        if step is None:
+            step = graphs.attempted("answers", lambda: Step(base, rows, max_new_tokens).begun())
+            if step is None:
                 return None
             rows.cache.layers.clear()  # nobody goes on from there any more
         else:
-            again()
+            step.again()
         chosen = step.input_ids[:, 0].tolist()
         for row in going:
             said[row].append(chosen[row])
@@ -147,10 +140,15 @@ class Step:
         # Of every row, what it may look at: [rows, 1, 1, tokens].
         self.visible = F.pad(rows.attention_mask.bool(), (0, max_new_tokens))[:, None, None]
 
-    def first(self) -> Callable[[], None]:
-        """Take the first step, and record it for those that follow."""
-        self.take()
-        return graphs.captured(self.take)
+    def begun(self) -> "Step":
+        """Take the first step, and record it as `again` for those that follow. Raises what `graphs.captured` raises."""
+
+        def first() -> Callable[[], None]:
+            self.take()
+            return graphs.captured(self.take)
+
+        self.again = graphs.RECORDER.run(first)
+        return self
 
     @torch.no_grad()
     def take(self) -> None:

@@ -6,7 +6,6 @@ The stock dropout draws from the process's generator, so that its mask depends o
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ class Clock(TrainerCallback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.step, self.micro_batch = 0, 0
-        self.told: Any = None  # the micro-batch that the GPU's key is of
+        self.told: tuple[int, int] | None = None  # the step and micro-batch that the GPU's key is of
         self.on_gpu: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def on_step_begin(

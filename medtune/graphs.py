@@ -4,11 +4,15 @@ On a GPU a pass of few tokens takes its time for Python and launches, not for ar
 (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
 """
 
+import logging
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -36,6 +40,17 @@ class Recorder:
 
 
 RECORDER = Recorder()
+
+
+def attempted(what: str, work: Callable[[], Result]) -> Result | None:
+    """What `work` returns, which records; None, and a warning that says `what`, if it cannot be or memory is short."""
+    try:
+        return work()
+    except (NotRecorded, torch.OutOfMemoryError) as error:
+        why = "out of memory" if isinstance(error, torch.OutOfMemoryError) else error
+        log.warning("%s are launched kernel by kernel, which takes longer: %s", what, why)
+        traceback.clear_frames(error.__traceback__)  # they hold the memory
+    return None
 
 
 def captured(work: Callable[[], None], pool: Any = None) -> Callable[[], None]:

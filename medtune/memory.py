@@ -1,6 +1,7 @@
 """A run -> the memory that training it takes beside the base, before it is trained."""
 
 import ctypes
+import gc
 import os
 import sys
 
@@ -48,6 +49,13 @@ def free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return psutil.virtual_memory().available
+
+
+def free_memory() -> None:
+    """Give the GPU what nobody holds any more; PyTorch keeps it for itself otherwise."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def needs_checkpointing(run: Run, base: PreTrainedModel) -> bool:

@@ -1,6 +1,5 @@
 """conf/model + conf/quantization -> tokenizer and frozen base, ready for an adapter."""
 
-import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from medtune.choices import Attention, Dtype, QuantizationType, Weights
 from medtune.config import Model, Quantization, Refusal
 from medtune.frozen import keep_gradients_after_evaluation, place_8bit_states, unpack
 from medtune.fused import CAUSAL, fuse
+from medtune.memory import free_memory
 from medtune.weights import from_source, locate, random_config, random_weights
 
 log = logging.getLogger(__name__)
@@ -172,8 +172,7 @@ def weight_bytes(model: Model, quantization: Quantization | None) -> float:
 def require_memory(model: Model, quantization: Quantization | None, device: torch.device) -> None:
     """Raises `Refusal` when the weights alone do not fit into the device's free memory."""
     if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()  # what the member before this one left in PyTorch's own cache is free too
+        free_memory()  # what the member before this one left is free too
         free, where = torch.cuda.mem_get_info(device)[0], "on the GPU"
     else:
         free, where = psutil.virtual_memory().available, "in memory"

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from medtune.memory import free_memory
 from medtune.sweep import turns
-from medtune.sweep.passes import Pass, Rows, Trunk, accumulate, free_memory, routed
-from medtune.sweep.stack import Layers
+from medtune.sweep.passes import Pass, Rows, Trunk, accumulate, routed
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ class Lane:
         self.waiting = self.done = False
         self.rows: Rows | None = None  # on their way through the base, until the backward pass is done
         self.hidden: torch.Tensor | None = None  # what the member got for them, and where its gradient will be
-        self.layers: Layers = {}
         self.error: BaseException | None = None  # of a pass, raised in the member
         self.thread = threading.Thread(target=self.live, daemon=True)
 
@@ -54,7 +53,6 @@ class Lane:
             self.pack.broken.append(error)  # a job keeps its member's failures to itself
         self.done = True
         self.rows = self.hidden = None
-        self.layers = {}
         self.pack.pass_turn(self)
 
     def wait(self) -> None:
@@ -73,7 +71,7 @@ class Lane:
 
     def through(self, rows: Rows) -> torch.Tensor:
         """Wait until the rows went through the base; returns their hidden states."""
-        self.rows, self.layers = rows, rows.layers
+        self.rows = rows
         self.wait()
         assert self.hidden is not None
         return self.hidden

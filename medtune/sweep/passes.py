@@ -1,10 +1,7 @@
 """One pass through the frozen base for the rows of several members, each member's adapter acting on its own rows."""
 
-import gc
-import logging
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol
@@ -18,13 +15,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from medtune import graphs
 from medtune.frozen import Product, product_of, recordable, view
 from medtune.fused import CAUSAL
-from medtune.graphs import NotRecorded
-from medtune.low_rank import LowRank
+from medtune.memory import free_memory
 from medtune.model import RECOMPUTED
+from medtune.sweep.apart import Apart
 from medtune.sweep.recording import Recordings
 from medtune.sweep.stack import Gradients, Layers, Stack, stackable
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -113,12 +108,9 @@ class Trunk:
         adapters, arithmetic = self.adapters_of(rows), rows[0].arithmetic
         # Where groups of members take turns, each pass has another stack: recording takes longer than it saves.
         if self.records and isinstance(adapters, Stack) and adapters.passes > 1 and adapters is not self.refused:
-            try:
-                return self.recorded(rows, ids, adapters, arithmetic)
-            except (NotRecorded, torch.OutOfMemoryError) as error:
-                why = "out of memory" if isinstance(error, torch.OutOfMemoryError) else error
-                log.warning("passes are launched kernel by kernel, which takes longer: %s", why)
-                traceback.clear_frames(error.__traceback__)  # they hold the memory
+            passed = graphs.attempted("passes", lambda: self.recorded(rows, ids, adapters, arithmetic))
+            if passed:
+                return passed
             self.recordings, self.refused = None, adapters
             self.records = not graphs.RECORDER.failed
             free_memory()
@@ -150,7 +142,7 @@ class Trunk:
         if not (alike and isinstance(self.adapters, Stack) and self.adapters.holds(layers)):
             self.forget()  # before the memory of others is asked for
             plain = all(map(stackable, chain(*(own.values() for own in layers))))
-            self.adapters = Stack(layers) if alike and plain else Apart(rows)
+            self.adapters = Stack(layers) if alike and plain else Apart(layers, [row.shape for row in rows])
         if isinstance(self.adapters, Stack):
             self.adapters.load([row.shape for row in rows])
         return self.adapters
@@ -158,58 +150,6 @@ class Trunk:
     def forget(self) -> None:
         """Let go of the adapters of members that may have ended."""
         self.adapters = self.recordings = self.refused = None
-
-
-@dataclass
-class Apart:
-    """Adapters of any kind, one after another."""
-
-    rows: list[Rows]
-    parameters: list[list[torch.nn.Parameter]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.parameters = [
-            [p for layer in row.layers.values() for p in layer.parameters() if p.requires_grad] for row in self.rows
-        ]
-
-    def adapt(self, name: str, x: torch.Tensor, product: Product) -> torch.Tensor:
-        """See `Adapters`."""
-        y = product.forward(x)
-        if not any(name in row.layers for row in self.rows):
-            return y
-        counts = [row.shape[0] for row in self.rows]
-        parts = zip(self.rows, x.split(counts), y.split(counts), strict=True)
-        return torch.cat([adapt(row, row.layers.get(name), own_x, own_y) for row, own_x, own_y in parts])
-
-    def gradients(self, output: torch.Tensor, whole: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
-        """See `Adapters`."""
-        asked = list(chain(*(own for own, is_wanted in zip(self.parameters, wanted, strict=True) if is_wanted)))
-        return list(zip(asked, torch.autograd.grad(output, asked, whole), strict=True))
-
-
-def adapt(row: Rows, layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """A member's layer on its rows, with the frozen product `y` at hand; padding of the pack stays outside."""
-    if layer is None:
-        return y
-    padding = x.shape[1] - row.shape[1]
-    if padding:
-        x, y = x[:, :-padding], y[:, :-padding]
-    adapted = LowRank.forward(layer, layer.active_adapters[0], x, y) if stackable(layer) else with_product(layer, x, y)
-    return F.pad(adapted, (0, 0, 0, padding)) if padding else adapted
-
-
-def with_product(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """PEFT's own layer, whose base layer says `y` instead of computing it."""
-    base = vars(layer.get_base_layer())
-    stock = base.get("forward")
-    base["forward"] = lambda *_: y
-    try:
-        return layer(x)
-    finally:
-        if stock:
-            base["forward"] = stock
-        else:
-            del base["forward"]
 
 
 def routed(base: PreTrainedModel, through: Callable[[Rows], torch.Tensor]) -> PreTrainedModel:
@@ -249,10 +189,3 @@ def accumulate(found: Gradients) -> None:
             parameter.grad = copy
     if sums:
         torch._foreach_add_(*map(list, zip(*sums, strict=True)))
-
-
-def free_memory() -> None:
-    """Give the GPU what nobody holds any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -46,9 +46,9 @@ class Stack:
         ]
         self.device = next(iter(self.matrices.values()))[0].device
         self.scale = torch.tensor(scales, device=self.device)[:, None, None]
+        self.shares = torch.tensor([dropout.p if dropout else 0.0 for dropout in self.dropouts], device=self.device)
         # Filled at each pass, where they are: a recorded pass reads them there.
         self.keys = torch.zeros(len(layers), dtype=torch.int64, device=self.device)
-        self.shares = torch.zeros(len(layers), device=self.device)
         # What masks are made from is the layer's name in a member that drops.
         self.names = {
             name: layer.lora_dropout[layer.active_adapters[0]].name
@@ -84,9 +84,7 @@ class Stack:
             return
         for member, dropout in enumerate(self.dropouts):
             if dropout:
-                key, share = dropout.clock.keys(dropout.p, self.device)
-                self.keys[member : member + 1].copy_(key)
-                self.shares[member : member + 1].copy_(share)
+                self.keys[member : member + 1].copy_(dropout.clock.keys(dropout.p, self.device)[0])
 
     def adapt(self, name: str, x: torch.Tensor, product: Product) -> torch.Tensor:
         """See `Adapters`."""

@@ -27,10 +27,10 @@ def processes(bench: Bench) -> str:
     weights, rows = bench.folder / "weights", bench.folder / "rows.json"
     save_weights(bench, weights)
     write_rows(bench, rows)
-    each = measure([plain(bench, weights, rows, RANKS[0])])
+    each = measure(plain(bench, weights, rows, RANKS[0]))
     lines = [["plain script, one member", f"{each:.1f}" if each else "failed", "1.00"]]
     for members in bench.members or (4, 8):
-        value = measure([medtune(bench, weights, members // len(RANKS))])
+        value = measure(medtune(bench, weights, members // len(RANKS)))
         times = f"{members * each / value:.2f}" if value and each else "-"
         lines.append([f"medtune.train -m, {members} members", f"{value:.1f}" if value else "failed", times])
         print(*lines, sep="\n", flush=True)
@@ -86,13 +86,12 @@ def medtune(bench: Bench, weights: Path, rates: int) -> list[str]:
     ]  # fmt: skip
 
 
-def measure(commands: list[list[str]]) -> float | None:
-    """Seconds that processes take one after another; None if one fails."""
+def measure(command: list[str]) -> float | None:
+    """Seconds that a process takes; None if it fails."""
     began = time.monotonic()
-    for command in commands:
-        words = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        process = subprocess.run(command, capture_output=True, text=True, env=words, cwd=ROOT)
-        if process.returncode:
-            print(process.stdout[-2000:], process.stderr[-2000:], flush=True)
-            return None
+    words = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.run(command, capture_output=True, text=True, env=words, cwd=ROOT)
+    if process.returncode:
+        print(process.stdout[-2000:], process.stderr[-2000:], flush=True)
+        return None
     return time.monotonic() - began

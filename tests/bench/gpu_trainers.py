@@ -1,6 +1,5 @@
 """The two sides of tests/bench/gpu.py: medtune's trainer and TRL's plain one, on the same rows of the same shapes."""
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from medtune.config import Model, Quantization, Run
 from medtune.graphs import RECORDER
 from medtune.groups import CONF, register
 from medtune.likelihood import Likelihood
+from medtune.memory import free_memory
 from medtune.quiet import quiet_libraries
 from medtune.sweep.alone import Alone
 from medtune.sweep.pack import Lane
@@ -103,9 +103,8 @@ class Bench:
 
     def collect(self) -> None:
         """Free what nobody holds any more."""
-        gc.collect()
+        free_memory()
         if self.on_gpu:
-            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
     def allocated(self) -> int:
