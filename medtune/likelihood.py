@@ -67,12 +67,12 @@ def likelihood(
     model.eval()
     with arithmetic(base):
         for rows in batches_by_length([len(ids) for ids in input_ids], batch, "evaluate"):
-            hidden, targets, places = taught_hidden(
-                base, padded([input_ids[i] for i in rows], 0), padded([labels[i] for i in rows], IGNORED),
-                padded([[1] * len(input_ids[i]) for i in rows], 0),
-            )  # fmt: skip
-            owners = np.array(rows)[places.cpu().numpy()]
-            nll, correct = zip(*pieces(base, hidden, targets), strict=True)
+            ids, wanted = padded([input_ids[i] for i in rows], 0), padded([labels[i] for i in rows], IGNORED)
+            mask, taught = padded([[1] * len(input_ids[i]) for i in rows], 0), taught_in(wanted)
+            owners = np.array(rows)[taught.rows.numpy()]
+            taught = taught.to(base.device)
+            hidden = taught_hidden(base, ids.to(base.device), mask.to(base.device), taught)
+            nll, correct = zip(*pieces(base, hidden, taught.targets), strict=True)
             np.add.at(result.nll, owners, torch.cat(nll).double().cpu().numpy())
             np.add.at(result.correct, owners, torch.cat(correct).cpu().numpy())
             np.add.at(result.tokens, owners, 1)
@@ -111,17 +111,32 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     return pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
+@dataclass
+class Taught:
+    """The taught tokens of some rows: `rows` and `places` of the hidden states that predict them, and `targets`, the
+    tokens themselves; all [taught]."""
+
+    rows: torch.Tensor
+    places: torch.Tensor
+    targets: torch.Tensor
+
+    def to(self, device: torch.device) -> "Taught":
+        """The same on a device."""
+        return Taught(self.rows.to(device), self.places.to(device), self.targets.to(device))
+
+
+def taught_in(labels: torch.Tensor) -> Taught:
+    """The taught tokens of `labels` [rows, length]. A GPU is asked how many those are, and waited for."""
+    rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    return Taught(rows, places, labels[rows, places + 1])
+
+
 def taught_hidden(
-    base: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states [taught, width] that predict a taught token; of each, that token and its row, both [taught]."""
-    device = base.device
-    labels = labels.to(device)[:, 1:]
-    places = (labels != IGNORED).nonzero(as_tuple=True)  # how many, a GPU is asked before it has much to do
-    hidden = base.base_model(
-        input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False
-    ).last_hidden_state[:, :-1]
-    return hidden[places], labels[places], places[0]
+    base: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, taught: Taught
+) -> torch.Tensor:
+    """Hidden states [taught, width] that predict a taught token."""
+    hidden = base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    return hidden[taught.rows, taught.places]
 
 
 def pieces(
@@ -135,7 +150,7 @@ def pieces(
 
 
 def add_taught_loss(base: PreTrainedModel) -> None:
-    """Teach a causal model's forward `taught_labels`: it then returns their summed negative log-likelihood.
+    """Teach a causal model's forward `taught`: it then returns their summed negative log-likelihood.
 
     Only taught positions go through the vocabulary projection, which costs more than anything else in a step where all
     do. It is the model's own forward, so that DDP's and autocast's hooks around it hold.
@@ -143,12 +158,12 @@ def add_taught_loss(base: PreTrainedModel) -> None:
     plain = base.forward
 
     @wraps(type(base).forward)  # generate() looks for the arguments that a model takes
-    def forward(self: PreTrainedModel, *args: Any, taught_labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if taught_labels is None:
+    def forward(self: PreTrainedModel, *args: Any, taught: Taught | None = None, **kwargs: Any) -> Any:
+        if taught is None:
             return plain(*args, **kwargs)
-        hidden, targets, _ = taught_hidden(self, kwargs["input_ids"], taught_labels, kwargs["attention_mask"])
+        hidden = taught_hidden(self, kwargs["input_ids"], kwargs["attention_mask"], taught)
         head = self.get_output_embeddings()
-        parts = zip(hidden.split(PIECE), targets.split(PIECE), strict=True)
+        parts = zip(hidden.split(PIECE), taught.targets.split(PIECE), strict=True)
         return torch.stack([F.cross_entropy(head(h).float(), ids, reduction="sum") for h, ids in parts]).sum()
 
     base.forward = types.MethodType(forward, base)

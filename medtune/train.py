@@ -99,8 +99,7 @@ def train(
                 tuned, tokenizer, tokens, run, out / "checkpoints", [report], untuned.likelihood, checkpointing
             )
             trainer.pause_at = pause_at
-            if lane:
-                trainer.backward_through_base = lane.backward
+            trainer.place = lane
             tracker.summarize({f"data/{name}": count for name, count in conversations.report["funnel"].items()})
             trainer.run(saved)
             if isinstance(lane, Alone):

@@ -6,10 +6,10 @@ shares a micro-batch, and the evaluation; resumption.py, what it does with check
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from datasets import Dataset
@@ -30,7 +30,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from medtune import adapter, interruption
 from medtune.config import Run
 from medtune.dropout import key_dropout
-from medtune.likelihood import Likelihood, add_taught_loss, base_of, likelihood
+from medtune.likelihood import Likelihood, add_taught_loss, base_of, likelihood, taught_in
 from medtune.model import RECOMPUTED, attending, training_kernel
 from medtune.resumption import ResumableTrainer
 from medtune.tokens import IGNORED, Tokens
@@ -87,7 +87,7 @@ def build_trainer(
         greater_is_better=False,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,  # the default logs a loss of NaN as 0.0 and trains on
-        include_num_input_tokens_seen="non_padding",
+        include_num_input_tokens_seen="no",  # it would wait for the GPU at every micro-batch; see `Outcome`
         report_to="none",  # tracking.py records, one W&B run per member
         disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
@@ -122,6 +122,16 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForLanguageModel
     return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
 
 
+class Place(Protocol):
+    """A run's place at a base through which others may go too: its own backward pass ends there."""
+
+    def backward(self) -> None:
+        """Take the gradient that it left at the base's output through the base."""
+
+    def step_aside(self) -> None:
+        """Let the others give the GPU what they have, before it is waited for."""
+
+
 class AdapterTrainer(ResumableTrainer):
     """SFTTrainer with the loss on taught positions only, rows of a like length together, and an exact evaluation."""
 
@@ -129,42 +139,43 @@ class AdapterTrainer(ResumableTrainer):
         super().__init__(**kwargs)
         add_taught_loss(base_of(self.model))
         self.untuned, self.group_by_length, self.attention = untuned, group_by_length, attention
-        # In a pack the member's own backward pass ends at the base, which then runs once for all.
-        self.backward_through_base: Callable[[], None] = lambda: None
-        self.finite = StopAtNonFinite()
-        self.add_callback(self.finite)
+        self.place: Place | None = None
+        self.outcome = Outcome(self)
+        self.add_callback(self.outcome)
 
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Mean negative log-likelihood in nats per taught token of the whole effective batch."""
-        taught = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        summed = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], taught_labels=inputs["labels"]
-        )
-        return summed / taught
+        taught = inputs["taught"]
+        summed = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], taught=taught)
+        return summed / (len(taught.targets) if num_items_in_batch is None else num_items_in_batch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
-        """The micro-batches of one optimizer step, with rows of about the same length together: less padding.
+        """The micro-batches of one optimizer step and what is taught in them, with rows of about the same length
+        together: less padding.
 
         The rows of the step stay the same, and so does its gradient: the loss is a sum over all of them.
         """
         batches, items = super().get_batch_samples(*args, **kwargs)
         if self.group_by_length:
             batches = regrouped_by_length(batches, cast(int, self.processing_class.pad_token_id))
-        return batches, items
+        # Between the micro-batches the GPU would be waited for.
+        return [batch | {"taught": taught_in(batch["labels"])} for batch in batches], items
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         """One forward and backward pass."""
         interruption.check()
         with attending(base_of(self.model), self.attention):
-            loss = super().training_step(*args, **kwargs)
-        self.backward_through_base()
-        self.finite.losses.append(loss)
+            loss = super().training_step(model, inputs, *args)
+        if self.place:
+            self.place.backward()
+        self.outcome.losses.append(loss)
+        self.outcome.tokens.append(inputs["attention_mask"].sum())
         return loss
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -210,9 +221,9 @@ def regrouped_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: in
     if len(batches) < 2 or set(batches[0]) != set(fills):
         return batches
     rows = [
-        {name: values[row, : int(length)] for name, values in batch.items()}
+        {name: values[row, :length] for name, values in batch.items()}
         for batch in batches
-        for row, length in enumerate(batch["attention_mask"].sum(1))
+        for row, length in enumerate(batch["attention_mask"].sum(1).tolist())
     ]
     rows.sort(key=lambda row: -len(row["input_ids"]))
     taken = iter(rows)
@@ -226,25 +237,39 @@ def regrouped_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: in
     ]
 
 
-class StopAtNonFinite(TrainerCallback):
-    """Stop before a loss or a gradient that is not finite reaches the weights; a GPU is asked, and waited for, once."""
+class Outcome(TrainerCallback):
+    """What comes of an optimizer step: its tokens are counted, and nothing follows it if a number is not finite.
 
-    def __init__(self) -> None:
-        self.losses: list[torch.Tensor] = []  # of the step's micro-batches
+    A GPU is asked, and waited for, once, when all work of the step is on its way to it.
+    """
+
+    def __init__(self, trainer: "AdapterTrainer") -> None:
+        self.trainer = trainer
+        self.losses: list[torch.Tensor] = []  # of the step's micro-batches, as the tokens
+        self.tokens: list[torch.Tensor] = []
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called by the trainer. Raises `Diverged`."""
-        losses, self.losses = self.losses, []
+        """Called by the trainer."""
+        losses, tokens = torch.stack(self.losses), torch.stack(self.tokens).sum()
+        self.losses, self.tokens = [], []
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         # With fp16 the gradient scaler meets infinities by design, and skips their step.
-        norms = [] if args.fp16 else torch._foreach_norm(gradients)
-        if torch.isfinite(torch.stack([*losses, *norms])).all():
-            return
-        odd = [loss.item() for loss in losses if not torch.isfinite(loss)]
-        what = f"the loss is {odd[0]}" if odd else "a gradient is not finite"
-        raise Diverged(f"{what} at step {state.global_step + 1}: lower the learning rate")
+        norms = torch.zeros(1, device=losses.device) if args.fp16 else torch.stack(torch._foreach_norm(gradients))
+        self.answer = torch.stack([tokens, torch.isfinite(losses).all(), torch.isfinite(norms).all()])
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the trainer. Raises `Diverged`: the weights are spoiled, and are neither saved nor measured."""
+        if self.trainer.place:
+            self.trainer.place.step_aside()
+        tokens, loss_is_finite, gradient_is_finite = self.answer.tolist()
+        state.num_input_tokens_seen += tokens
+        if not (loss_is_finite and gradient_is_finite):
+            what = "a gradient is not finite" if loss_is_finite else "the loss is not finite"
+            raise Diverged(f"{what} at step {state.global_step + 1}: lower the learning rate")
 
 
 @contextmanager

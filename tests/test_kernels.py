@@ -100,7 +100,7 @@ def test_a_replayed_pass_is_the_one_that_was_not_recorded_to_the_bit() -> None:
         rows = (embedding[ids] @ weight)[:, None]
         return F.scaled_dot_product_attention(rows, rows, rows, is_causal=True)[:, 0].tanh()
 
-    recordings = Recordings(run, [weight], torch.device("cuda"))
+    recordings = Recordings(run, [weight], torch.device("cuda"), longest=300)
     for length in (40, 300, 40, 64, 299):
         ids = torch.randint(0, 100, (3, length), device="cuda")
         hidden = recordings.forward(ids).clone()

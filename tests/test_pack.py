@@ -22,7 +22,7 @@ from medtune.sweep.pack import Lane, Pack
 from medtune.sweep.passes import Rows, Trunk, layers_of
 from medtune.sweep.recording import Recordings
 from medtune.train import lay_foundation, train
-from medtune.trainer import AdapterTrainer, StopAtNonFinite
+from medtune.trainer import AdapterTrainer, Outcome
 
 Compose = Callable[..., Run]
 
@@ -150,6 +150,7 @@ def test_what_cannot_be_recorded_is_trained_all_the_same(
     runs = [tiny_run("quantization=none", *member) for member in MEMBERS[:2]]
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))
+    caplog.clear()  # on a GPU each says so alone
     assert not pack_up(runs, tmp_path / "packed", 2, False, fused.CAUSAL)[2]
     for place in range(2):
         found = compare(tmp_path / "alone" / str(place), tmp_path / "packed" / str(place))
@@ -174,7 +175,7 @@ def test_a_run_that_has_a_gpu_to_itself_equals_itself(
     foundation = lay_foundation(run)
     train(run, tmp_path / "plain", foundation)
     train(run, tmp_path / "alone", foundation, alone_on(foundation))
-    assert len(refused) == (0 if words else 1)
+    assert len(refused) == (0 if words else 1 + torch.cuda.is_available())  # on a GPU the plain run has it too
     found = compare(tmp_path / "plain", tmp_path / "alone")
     if "quantization=int8" in words:  # in bfloat16, where Adam's first steps make sign changes of rounding
         assert found.losses < 2e-3 and found.eval_losses < 2e-3 and found.adapter < 1e-1
@@ -187,13 +188,18 @@ def test_recordings_do_not_outlive_what_they_are_of(tiny_run: Compose, monkeypat
     monkeypatch.setattr(recording, "LEAST", 16)
     run = tiny_run("quantization=none", "lora.lora_dropout=0")
     foundation = lay_foundation(run)
-    trunk = Trunk(foundation.base, False, fused.CAUSAL, 64)
+    trunk, device = Trunk(foundation.base, False, fused.CAUSAL, 64), foundation.base.device
     attached = [adapter.attach(frozen.view(foundation.base), run.lora, seed) for seed in range(4)]
     members = [layers_of(base_of(net).base_model) for net in attached]
 
     def a_pass(places: tuple[int, ...], counts: tuple[int, ...], length: int) -> Recordings | None:
         rows = [
-            Rows(torch.randint(5, 99, (n, length)), torch.ones(n, length), (False, torch.float32), members[place])
+            Rows(
+                torch.randint(5, 99, (n, length), device=device),
+                torch.ones(n, length, device=device),
+                (False, torch.float32),
+                members[place],
+            )
             for place, n in zip(places, counts, strict=True)
         ]
         passed = trunk.through(rows)
@@ -327,11 +333,11 @@ def test_a_base_that_changed_is_noticed(tiny_run: Compose, tmp_path: Path, monke
     run = tiny_run()
     foundation = lay_foundation(run)
 
-    class Spoils(StopAtNonFinite):
+    class Spoils(Outcome):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             foundation.base.get_input_embeddings().weight.data[3, 3] += 1e-3
 
-    monkeypatch.setattr("medtune.trainer.StopAtNonFinite", Spoils)
+    monkeypatch.setattr("medtune.trainer.Outcome", Spoils)
     with pytest.raises(Failure, match="Changed: the frozen base was changed"):
         train(run, tmp_path / "run", foundation)
 

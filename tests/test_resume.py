@@ -15,7 +15,7 @@ from medtune import checkpoints, interruption, likelihood
 from medtune.config import Refusal, Run
 from medtune.result import Failure, Paused, read_json, read_lines
 from medtune.train import train
-from medtune.trainer import AdapterTrainer, StopAtNonFinite
+from medtune.trainer import AdapterTrainer, Outcome
 
 Compose = Callable[..., Run]
 COMMON = ["lora.lora_dropout=0.1", "trainer.gradient_accumulation_steps=2", "trainer.max_steps=8", "eval.every=2"]
@@ -90,12 +90,12 @@ def test_the_checkpoint_of_an_interruption_is_of_the_last_step(
     def check() -> None:
         raise interruption.Interrupted
 
-    class Stops(StopAtNonFinite):
+    class Stops(Outcome):
         def on_step_end(self, args: Any, state: Any, *more: Any, **kwargs: Any) -> None:
             if state.global_step == 5:
                 monkeypatch.setattr(interruption, "check", check)
 
-    monkeypatch.setattr("medtune.trainer.StopAtNonFinite", Stops)
+    monkeypatch.setattr("medtune.trainer.Outcome", Stops)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_run(*COMMON, "eval.every=4"), tmp_path / "run")
     saved = checkpoints.newest(tmp_path / "run" / "checkpoints")

@@ -30,3 +30,6 @@ class Alone:
         assert self.passed is not None and self.hidden is not None
         accumulate(self.passed.gradients([self.hidden.grad]))
         self.passed = self.hidden = None
+
+    def step_aside(self) -> None:
+        """There are no others."""

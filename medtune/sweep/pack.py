@@ -82,6 +82,15 @@ class Lane:
         self.wait()
         self.rows = self.hidden = None
 
+    def step_aside(self) -> None:
+        """Let the others give the GPU what they have, before this member waits for it: else it would idle meanwhile."""
+        self.pack.lanes.remove(self)
+        self.pack.lanes.append(self)
+        self.state = turns.taken()
+        self.pack.pass_turn(self)
+        self.turn.acquire()
+        turns.put(self.state)
+
 
 class Pack:
     """Runs jobs, at most `width` at a time, on one frozen base."""

@@ -165,7 +165,7 @@ class Bench:
         tokens, folder = Tokens(rows, few, few, [], []), self.folder / "ours"
         trainer = build_trainer(tuned, self.tokenizer, tokens, run, folder, [watch], ONE, checkpointing)
         if place:
-            trainer.backward_through_base = place.backward
+            trainer.place = place
             trunk = place.trunk if isinstance(place, Alone) else place.pack.trunk
             watch.before = lambda: self.record(trunk, length)
         watch.watch(trainer)
