@@ -111,19 +111,27 @@ def masked(x: torch.Tensor, mask: Mask) -> torch.Tensor:
     return drop(x, mask.keys, mask.shares, mask.layer, mask.length)
 
 
-def add_masked(to: torch.Tensor, low: torch.Tensor, a: torch.Tensor, mask: Mask) -> None:
-    """Add to `to` [members, tokens, width] the product of `low` [members, tokens, r] and `a` [members, r, width],
-    without what is dropped."""
-    if mask is None:
-        to.baddbmm_(low, a)
-        return
+def multiplied(x: torch.Tensor, a: torch.Tensor, mask: Mask) -> torch.Tensor:
+    """The product [members, tokens, r] of `x` [members, tokens, width] without what is dropped, and `a` [members, r,
+    width] transposed."""
     if isinstance(mask, Keys):
-        from medtune.kernels.dropout import MOST, add_dropped
+        from medtune.kernels.dropout import MANY, MOST, multiply_dropped
 
-        if low.shape[-1] <= MOST:
-            add_dropped(to, low, a, mask.keys, mask.shares, mask.layer, mask.length)
-            return
-    to.add_(masked(torch.bmm(low, a), mask))
+        if a.shape[1] <= MOST and x.shape[0] * x.shape[1] >= MANY:
+            return multiply_dropped(x, a, mask.keys, mask.shares, mask.layer, mask.length)
+    return torch.bmm(masked(x, mask), a.mT)
+
+
+def differentiated(
+    of_low: torch.Tensor, x: torch.Tensor, a: torch.Tensor, mask: Mask
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of `x` from that of `multiplied`, `of_low` [members, tokens, r]; and `x` without what is dropped."""
+    if isinstance(mask, Keys):
+        from medtune.kernels.dropout import MOST, differentiate_dropped
+
+        if a.shape[1] <= MOST:
+            return differentiate_dropped(of_low, x, a, mask.keys, mask.shares, mask.layer, mask.length)
+    return masked(torch.bmm(of_low, a), mask), masked(x, mask)
 
 
 def require_kernel(device: torch.device) -> None:

@@ -10,13 +10,12 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import nn
 
-from medtune.dropout import KeyedDropout, Keys, Mask, add_masked, masked
+from medtune.dropout import KeyedDropout, Keys, Mask, differentiated, masked, multiplied
 from medtune.frozen import Product, product_of
 
 
@@ -88,29 +87,33 @@ class Adapted(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.type_of_x, ctx.unpack = x.dtype, product.weight if y is None else None
         with torch.autocast(x.device.type, enabled=False):  # it would change the types of some products only
-            if y is None:
-                weight = cast(Any, product.weight)()
-                x = x.to(weight.dtype)
-                y = F.linear(x, weight, product.bias)
-            else:
-                x, y = x.to(y.dtype), y.clone()
-            a, b = a.to(y.dtype), b.to(y.dtype)
-            low = torch.bmm(masked(x, dense if keys is None else keys), a.mT).mul_(scale)
+            weight: Any = cast(Any, product.weight)() if y is None else None
+            dtype = weight.dtype if y is None else y.dtype
+            x, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
+            low = multiplied(x, a, dense if keys is None else keys).mul_(scale)
             ctx.save_for_backward(x, low, a, b, dense)
             ctx.scale, ctx.keys = scale, keys
-            return y.baddbmm_(low, b.mT)
+            if y is not None:
+                return y.clone().baddbmm_(low, b.mT)
+            # The large product comes last, and adds to what is there: another pass over its result would take longer.
+            y = torch.bmm(low, b.mT)
+            y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.mT)
+            return y if product.bias is None else y.add_(product.bias)
 
     @staticmethod
     def backward(ctx: Any, of_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, low, a, b, dense = ctx.saved_tensors
         mask = dense if ctx.keys is None else ctx.keys
         of_low = torch.bmm(of_y, b).mul_(ctx.scale)
-        of_a, of_b = torch.bmm(of_low.mT, masked(x, mask)), torch.bmm(of_y.mT, low)
-        of_x = None
+        of_b, of_x = torch.bmm(of_y.mT, low), None
         if ctx.needs_input_grad[0]:
-            of_x = torch.zeros_like(x) if ctx.unpack is None else torch.matmul(of_y, ctx.unpack())
-            add_masked(of_x, of_low, a, mask)
+            of_x, x = differentiated(of_low, x, a, mask)
+            if ctx.unpack is not None:
+                of_x.view(-1, x.shape[-1]).addmm_(of_y.reshape(-1, of_y.shape[-1]), ctx.unpack())
             of_x = of_x.to(ctx.type_of_x)
+        else:
+            x = masked(x, mask)
+        of_a = torch.bmm(of_low.mT, x)
         through = of_y if ctx.needs_input_grad[1] else None
         return of_x, through, of_a.float(), of_b.float(), None, None, None, None
 

@@ -99,15 +99,11 @@ def build_trainer(
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
-        train_dataset=tokens.train,
+        train_dataset=tokens.train.with_format("numpy"),  # of lists of numbers a batch takes ten times as long
         data_collator=collator(tokenizer),
         eval_dataset=tokens.validation,
         processing_class=tokenizer,
-        callbacks=[
-            key_dropout(model, run.seed),
-            *callbacks,
-            *stopping,
-        ],
+        callbacks=[key_dropout(model, run.seed), *callbacks, *stopping],
         untuned=untuned,
         group_by_length=config.group_by_length,
         attention=training_kernel(run.model, config.max_length, model.device),
@@ -135,13 +131,19 @@ class Place(Protocol):
 class AdapterTrainer(ResumableTrainer):
     """SFTTrainer with the loss on taught positions only, rows of a like length together, and an exact evaluation."""
 
-    def __init__(self, untuned: Likelihood, group_by_length: bool, attention: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        untuned: Likelihood,
+        group_by_length: bool,
+        attention: str,
+        callbacks: Sequence[TrainerCallback],
+        **kwargs: Any,
+    ) -> None:
+        self.outcome = Outcome(self)
+        super().__init__(callbacks=[self.outcome, *callbacks], **kwargs)
         add_taught_loss(base_of(self.model))
         self.untuned, self.group_by_length, self.attention = untuned, group_by_length, attention
         self.place: Place | None = None
-        self.outcome = Outcome(self)
-        self.add_callback(self.outcome)
 
     def compute_loss(
         self,
@@ -259,9 +261,7 @@ class Outcome(TrainerCallback):
         norms = torch.zeros(1, device=losses.device) if args.fp16 else torch.stack(torch._foreach_norm(gradients))
         self.answer = torch.stack([tokens, torch.isfinite(losses).all(), torch.isfinite(norms).all()])
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called by the trainer. Raises `Diverged`: the weights are spoiled, and are neither saved nor measured."""
         if self.trainer.place:
             self.trainer.place.step_aside()
@@ -269,7 +269,7 @@ class Outcome(TrainerCallback):
         state.num_input_tokens_seen += tokens
         if not (loss_is_finite and gradient_is_finite):
             what = "a gradient is not finite" if loss_is_finite else "the loss is not finite"
-            raise Diverged(f"{what} at step {state.global_step + 1}: lower the learning rate")
+            raise Diverged(f"{what} at step {state.global_step}: lower the learning rate")
 
 
 @contextmanager

@@ -27,18 +27,19 @@ def test_a_mask_is_the_same_in_company_and_padded(width: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [3, 16, 64])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
-def test_what_is_added_has_the_mask_of_what_is_dropped(dtype: torch.dtype, tolerance: float, rank: int) -> None:
-    from medtune.kernels.dropout import add_dropped, drop
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 4e-6), (torch.bfloat16, 4e-3)])
+def test_products_have_the_mask_of_what_is_dropped(dtype: torch.dtype, tolerance: float, rank: int) -> None:
+    from medtune.kernels.dropout import differentiate_dropped, drop, multiply_dropped
 
-    keys, shares, length = torch.tensor(KEYS).cuda(), torch.tensor(SHARES).cuda(), 21
+    last = torch.tensor(KEYS).cuda(), torch.tensor(SHARES).cuda(), 7, 21
     for width in (64, 700, 14336):
-        low, a = (torch.randn(shape, device="cuda", dtype=dtype) for shape in ((2, 2 * length, rank), (2, rank, width)))
-        to = torch.randn(2, 2 * length, width, device="cuda", dtype=dtype)
-        kept = drop(torch.ones(2, 2 * length, width, device="cuda"), keys, shares, 7, length)
-        expected = to.double() + torch.bmm(low.double(), a.double()) * kept
-        add_dropped(to, low, a, keys, shares, 7, length)
-        assert far(to, expected) < tolerance
+        shapes = (2, 42, width), (2, rank, width), (2, 42, rank)
+        x, a, of_low = (torch.randn(shape, device="cuda", dtype=dtype) for shape in shapes)
+        dropped = drop(x, *last)
+        assert far(multiply_dropped(x, a, *last), torch.bmm(dropped.double(), a.double().mT)) < tolerance
+        kept = drop(torch.ones(2, 42, width, device="cuda"), *last)
+        of_x, again = differentiate_dropped(of_low, x, a, *last)
+        assert far(of_x, torch.bmm(of_low.double(), a.double()) * kept) < tolerance and torch.equal(again, dropped)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

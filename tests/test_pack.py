@@ -334,7 +334,7 @@ def test_a_base_that_changed_is_noticed(tiny_run: Compose, tmp_path: Path, monke
     foundation = lay_foundation(run)
 
     class Spoils(Outcome):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             foundation.base.get_input_embeddings().weight.data[3, 3] += 1e-3
 
     monkeypatch.setattr("medtune.trainer.Outcome", Spoils)

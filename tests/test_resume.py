@@ -92,6 +92,7 @@ def test_the_checkpoint_of_an_interruption_is_of_the_last_step(
 
     class Stops(Outcome):
         def on_step_end(self, args: Any, state: Any, *more: Any, **kwargs: Any) -> None:
+            super().on_step_end(args, state, *more, **kwargs)
             if state.global_step == 5:
                 monkeypatch.setattr(interruption, "check", check)
 

@@ -9,6 +9,7 @@ LANES = 256  # columns a counter apart; each counter gives eight numbers of 16 b
 ROUNDS: tl.constexpr = tl.constexpr(7)  # as many as pass the statistical tests of the paper
 TOKENS = 16  # of a tile: the least that a matrix unit takes
 MOST = 64  # rank that one tile holds
+MANY = 2048  # tokens from which a GPU has enough to do if each tile is multiplied by one program
 
 
 @triton.jit
@@ -44,33 +45,61 @@ def drop_block(x, out, keys, shares, layer, rows, length, width, LANES: tl.const
 
 
 @triton.jit(do_not_specialize=["layer", "rows", "length"])
-def add_tile(  # type: ignore[no-untyped-def]
-    to, low, a, keys, shares, layer, rows, length, width, rank, RANK: tl.constexpr, TOKENS: tl.constexpr,
-    LANES: tl.constexpr,
+def multiply_tile(  # type: ignore[no-untyped-def]
+    x, a, out, keys, shares, layer, rows, length, width, rank,
+    RANK: tl.constexpr, TOKENS: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """A few tokens of a row."""
+    row, member, chunks = tl.program_id(1), tl.program_id(2), tl.cdiv(width, 8 * LANES)
+    token, r = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, RANK)
+    within = token < length
+    least = (tl.load(shares + member) * 65536 + 0.5).to(tl.uint32)
+    start = (member * rows + row).to(tl.int64) * length + token
+    total = tl.zeros([TOKENS, RANK], tl.float32)
+    for part in range(chunks * (LANES // STEP)):
+        chunk = part // (LANES // STEP)
+        lane = part % (LANES // STEP) * STEP + tl.arange(0, STEP)
+        counter = ((token * chunks + chunk)[:, None] * LANES + lane[None, :]).to(tl.uint32)
+        first, second, third, fourth = numbers(keys, member, row, layer, counter)
+        for number in tl.static_range(8):
+            column = (chunk * 8 + number) * LANES + lane
+            there = within[:, None] & (column < width)[None, :]
+            values = tl.load(x + start[:, None] * width + column[None, :], mask=there, other=0.0)
+            values = tl.where(kept(first, second, third, fourth, number, least), values, 0.0)
+            place = (member * rank + r).to(tl.int64)[None, :] * width + column[:, None]
+            right = tl.load(a + place, mask=(r < rank)[None, :] & (column < width)[:, None], other=0.0)
+            total = tl.dot(values, right, total, input_precision="ieee")
+    place = out + start[:, None] * rank + r[None, :]
+    tl.store(place, total.to(out.dtype.element_ty), mask=within[:, None] & (r < rank)[None, :])
+
+
+@triton.jit(do_not_specialize=["layer", "rows", "length"])
+def differentiate_tile(  # type: ignore[no-untyped-def]
+    of_low, x, a, of_x, dropped, keys, shares, layer, rows, length, width, rank,
+    RANK: tl.constexpr, TOKENS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Some columns of a few tokens of a row."""
     row, member, chunks = tl.program_id(1), tl.program_id(2), tl.cdiv(width, 8 * LANES)
     tile, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
     lane, r = tl.arange(0, LANES), tl.arange(0, RANK)
     token = tile * TOKENS + tl.arange(0, TOKENS)
+    within = token < length
     counter = ((token * chunks + chunk)[:, None] * LANES + lane[None, :]).to(tl.uint32)
     first, second, third, fourth = numbers(keys, member, row, layer, counter)
     least = (tl.load(shares + member) * 65536 + 0.5).to(tl.uint32)
-    token = (member * rows + row).to(tl.int64) * length + tl.where(token < length, token, length)
-    within = tile * TOKENS + tl.arange(0, TOKENS) < length
-    left = tl.load(low + token[:, None] * rank + r[None, :], mask=within[:, None] & (r < rank)[None, :], other=0.0)
+    start = (member * rows + row).to(tl.int64) * length + token
+    place = of_low + start[:, None] * rank + r[None, :]
+    left = tl.load(place, mask=within[:, None] & (r < rank)[None, :], other=0.0)
     for number in tl.static_range(8):
         column = (chunk * 8 + number) * LANES + lane
         inside = column < width
-        right = tl.load(
-            a + (member * rank + r).to(tl.int64)[:, None] * width + column[None, :],
-            mask=(r < rank)[:, None] & inside[None, :],
-            other=0.0,
-        )
+        weight = a + (member * rank + r).to(tl.int64)[:, None] * width + column[None, :]
+        right = tl.load(weight, mask=(r < rank)[:, None] & inside[None, :], other=0.0)
         product = tl.dot(left, right, input_precision="ieee")
-        place, there = to + token[:, None] * width + column[None, :], within[:, None] & inside[None, :]
+        place, there = start[:, None] * width + column[None, :], within[:, None] & inside[None, :]
         keep = kept(first, second, third, fourth, number, least)
-        tl.store(place, tl.load(place, mask=there) + tl.where(keep, product, 0.0), mask=there)
+        tl.store(of_x + place, tl.where(keep, product, 0.0).to(of_x.dtype.element_ty), mask=there)
+        tl.store(dropped + place, tl.where(keep, tl.load(x + place, mask=there), 0.0), mask=there)
 
 
 def drop(x: torch.Tensor, keys: torch.Tensor, shares: torch.Tensor, layer: int, length: int) -> torch.Tensor:
@@ -88,15 +117,34 @@ def drop(x: torch.Tensor, keys: torch.Tensor, shares: torch.Tensor, layer: int, 
     return out
 
 
-def add_dropped(
-    to: torch.Tensor, low: torch.Tensor, a: torch.Tensor, keys: torch.Tensor, shares: torch.Tensor, layer: int,
+def multiply_dropped(
+    x: torch.Tensor, a: torch.Tensor, keys: torch.Tensor, shares: torch.Tensor, layer: int, length: int
+) -> torch.Tensor:
+    """The product [members, tokens, r] of what `drop` makes of `x` [members, tokens, width], and `a` [members, r,
+    width] transposed. r: at most `MOST`."""
+    x, a = x.contiguous(), a.contiguous()
+    members, tokens, width = x.shape
+    rank, rows = a.shape[1], tokens // length
+    out = x.new_empty(members, tokens, rank)
+    padded = max(16, triton.next_power_of_2(rank))
+    step = max(16, 2048 // (padded * x.itemsize))  # columns at a time: as many as the fast memory of any GPU holds
+    sizes = {"RANK": padded, "TOKENS": 2 * TOKENS, "LANES": LANES, "STEP": step, "num_stages": 2}
+    grid = (triton.cdiv(length, 2 * TOKENS), rows, members)
+    multiply_tile[grid](x, a, out, keys, shares, layer, rows, length, width, rank, **sizes)
+    return out
+
+
+def differentiate_dropped(
+    of_low: torch.Tensor, x: torch.Tensor, a: torch.Tensor, keys: torch.Tensor, shares: torch.Tensor, layer: int,
     length: int,
-) -> None:  # fmt: skip
-    """Add to `to` [members, tokens, width], in place, the product of `low` [members, tokens, r] and `a` [members, r,
-    width], without the elements that `drop` takes from a tensor of that shape. r: at most `MOST`."""
-    members, tokens, width = to.shape
-    rows, rank = tokens // length, low.shape[-1]
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """What `multiply_dropped` adds to the gradient of `x` [members, tokens, width], from that of its result, `of_low`
+    [members, tokens, r]; and, as the mask is known, what `drop` makes of `x`."""
+    of_low, x, a = of_low.contiguous(), x.contiguous(), a.contiguous()
+    members, tokens, width = x.shape
+    rank, rows = a.shape[1], tokens // length
+    of_x, dropped = torch.empty_like(x), torch.empty_like(x)
     grid = (triton.cdiv(length, TOKENS) * triton.cdiv(width, 8 * LANES), rows, members)
     sizes = {"RANK": max(16, triton.next_power_of_2(rank)), "TOKENS": TOKENS, "LANES": LANES}
-    low, a = low.contiguous(), a.contiguous()
-    add_tile[grid](to, low, a, keys, shares, layer, rows, length, width, rank, **sizes)
+    differentiate_tile[grid](of_low, x, a, of_x, dropped, keys, shares, layer, rows, length, width, rank, **sizes)
+    return of_x, dropped

@@ -122,6 +122,7 @@ class Trunk:
     ) -> Pass:
         """The same, recorded. Raises what `graphs.captured` raises."""
         if self.recordings is None:
+            free_memory()  # what passes before took would stay beside the memory that the recordings take
             run = partial(self.hidden, attention_mask=None, arithmetic=arithmetic)
             self.recordings = Recordings(run, adapters.parameters, ids.device, self.longest)
         recordings = self.recordings
