@@ -14,12 +14,13 @@ from medtune.config import Run
 
 SHAPES = [Shape(1, 512), Shape(4, 512), Shape(4, 2048)]
 STEPS = 3
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm_", "aten::matmul", "aten::linear")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm_", "aten::matmul", "aten::linear")
 OF_KERNELS = ("Adapted", "SwiGLU", "Rotary")  # operations whose own time on the GPU is that of these
 KERNELS = {
     "unpack_block": "unpacking 4-bit weights",
     "drop_block": "dropout",
-    "add_tile": "dropout and LoRA's last product",
+    "multiply_tile": "dropout and LoRA's first product",
+    "differentiate_tile": "dropout and LoRA's first product",
     "multiply_block": "SwiGLU",
     "differentiate_block": "SwiGLU",
     "rotate_block": "rotary positions",
