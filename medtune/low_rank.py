@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
@@ -87,18 +88,18 @@ class Adapted(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.type_of_x, ctx.unpack = x.dtype, product.weight if y is None else None
         with torch.autocast(x.device.type, enabled=False):  # it would change the types of some products only
-            weight: Any = cast(Any, product.weight)() if y is None else None
-            dtype = weight.dtype if y is None else y.dtype
-            x, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
+            if y is None:
+                weight = cast(Any, product.weight)()
+                x = x.to(weight.dtype)
+                y = F.linear(x, weight, product.bias)
+            else:
+                x, y = x.to(y.dtype), y.clone()
+            a, b = a.to(y.dtype), b.to(y.dtype)
             low = multiplied(x, a, dense if keys is None else keys).mul_(scale)
             ctx.save_for_backward(x, low, a, b, dense)
             ctx.scale, ctx.keys = scale, keys
-            if y is not None:
-                return y.clone().baddbmm_(low, b.mT)
-            # The large product comes last, and adds to what is there: another pass over its result would take longer.
-            y = torch.bmm(low, b.mT)
-            y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.mT)
-            return y if product.bias is None else y.add_(product.bias)
+            # After the product is rounded, as in the stock layer: a sum that is rounded once has other losses.
+            return y.baddbmm_(low, b.mT)
 
     @staticmethod
     def backward(ctx: Any, of_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -108,6 +109,7 @@ class Adapted(torch.autograd.Function):
         of_b, of_x = torch.bmm(of_y.mT, low), None
         if ctx.needs_input_grad[0]:
             of_x, x = differentiated(of_low, x, a, mask)
+            # The large product comes last, and adds to what is there: another pass over its result would take longer.
             if ctx.unpack is not None:
                 of_x.view(-1, x.shape[-1]).addmm_(of_y.reshape(-1, of_y.shape[-1]), ctx.unpack())
             of_x = of_x.to(ctx.type_of_x)

@@ -73,6 +73,18 @@ def test_numbers_are_those_of_the_stock_layer(tiny_run: Compose, words: list[str
     assert all(tensor.dtype == theirs[name].dtype for name, tensor in ours.items())
 
 
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_small_adapter_is_trained_as_it_is_measured(tiny_run: Compose, quantization: str) -> None:
+    """What it adds is smaller than what the frozen product is rounded by: its sum must be rounded as often."""
+    net = tuned(tiny_run(f"quantization={quantization}", "model.dtype=bfloat16", "lora.lora_dropout=0"))
+    for layer in lora_layers(net):
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=1e-3)
+    trained = net(input_ids=ROWS, use_cache=False).logits
+    with torch.no_grad():
+        measured = net.eval()(input_ids=ROWS, use_cache=False).logits
+    assert torch.equal(trained, measured)
+
+
 def test_dropout_drops_its_share_and_only_in_training(tiny_run: Compose) -> None:
     net = tuned(tiny_run("model.dtype=float32", "lora.lora_dropout=0.3"))
     dropout = lora_layers(net)[0].lora_dropout["default"]
