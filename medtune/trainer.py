@@ -242,18 +242,23 @@ def regrouped_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: in
 class Outcome(TrainerCallback):
     """What comes of an optimizer step: its tokens are counted, and nothing follows it if a number is not finite.
 
-    A GPU is asked, and waited for, once, when all work of the step is on its way to it.
+    A GPU is asked, and waited for, once, when all work of the step is on its way to it. (bitsandbytes' optimizers wait
+    for it all the same, at each tensor, and fp16's scaler once.)
+
+    `losses`, `tokens`: of each micro-batch of the step. `answer`: the step's tokens, whether its losses are finite, and
+    whether its gradients are.
     """
 
     def __init__(self, trainer: "AdapterTrainer") -> None:
         self.trainer = trainer
-        self.losses: list[torch.Tensor] = []  # of the step's micro-batches, as the tokens
+        self.losses: list[torch.Tensor] = []
         self.tokens: list[torch.Tensor] = []
+        self.answer = torch.zeros(3)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called by the trainer."""
+        """Called by the trainer: asks, while there are gradients, what `on_step_end` reads."""
         losses, tokens = torch.stack(self.losses), torch.stack(self.tokens).sum()
         self.losses, self.tokens = [], []
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]

@@ -355,8 +355,8 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_generated(
 
 def test_a_run_that_did_not_finish_and_an_empty_test_set(measured: Measure, sweep: Path, tmp_path: Path) -> None:
     shutil.rmtree(sweep / "lora.r=2" / "adapter")
-    change("run.json", status="failed", error="Diverged: the loss is nan")(sweep / "lora.r=2")
-    with pytest.raises(Refusal, match=r"lora\.r=2: no adapter: the run is failed \(Diverged: the loss is nan\)"):
+    change("run.json", status="failed", error="Diverged: the loss is not finite")(sweep / "lora.r=2")
+    with pytest.raises(Refusal, match=r"lora\.r=2: no adapter: the run is failed \(Diverged: the loss is not finite\)"):
         measured(f"run='{sweep / 'lora.r=2'}'")
     [found] = measured(f"run='{sweep}'")
     assert found.folder == sweep / "lora.r=4", "the others of its sweep are measured all the same"

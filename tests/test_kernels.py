@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from medtune.dropout import Keys, differentiated, masked, multiplied
+
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton's kernels run on a GPU")
 KEYS, SHARES = [1 << 60, 12345], [0.3, 0.05]
 
@@ -40,6 +42,16 @@ def test_products_have_the_mask_of_what_is_dropped(dtype: torch.dtype, tolerance
         kept = drop(torch.ones(2, 42, width, device="cuda"), *last)
         of_x, again = differentiate_dropped(of_low, x, a, *last)
         assert far(of_x, torch.bmm(of_low.double(), a.double()) * kept) < tolerance and torch.equal(again, dropped)
+
+
+@pytest.mark.parametrize(("length", "rank"), [(512, 16), (1024, 16), (1024, 65)])
+def test_few_and_many_tokens_and_a_large_rank_have_one_mask(length: int, rank: int) -> None:
+    keys = Keys(torch.tensor(KEYS).cuda(), torch.tensor(SHARES).cuda(), 7, length)
+    x, a, of_low = (torch.randn(2, *shape, device="cuda") for shape in ((length, 300), (rank, 300), (length, rank)))
+    mask = masked(torch.ones_like(x), keys)
+    assert far(multiplied(x, a, keys), torch.bmm(x.double() * mask, a.double().mT)) < 4e-6
+    of_x, dropped = differentiated(of_low, x, a, keys)
+    assert far(of_x, torch.bmm(of_low.double(), a.double()) * mask) < 4e-6 and torch.equal(dropped, x * mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

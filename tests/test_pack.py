@@ -21,6 +21,7 @@ from medtune.sweep.alone import Alone
 from medtune.sweep.pack import Lane, Pack
 from medtune.sweep.passes import Rows, Trunk, layers_of
 from medtune.sweep.recording import Recordings
+from medtune.sweep.stack import Stack
 from medtune.train import lay_foundation, train
 from medtune.trainer import AdapterTrainer, Outcome
 
@@ -104,6 +105,40 @@ def test_packed_members_equal_themselves_alone(
         found = compare(tmp_path / "alone" / str(place), tmp_path / "packed" / str(place))
         print(f"width {width}, member {place}: {found}")
         assert found.losses < 1e-6 and found.eval_losses < 1e-6 and found.adapter < 1e-4
+
+
+def test_a_gpu_is_waited_for_when_all_have_given_it_their_step(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, asked, seen = Outcome.on_pre_optimizer_step, Outcome.on_step_end, list[tuple[str, int]]()
+
+    def gives(self: Outcome, *args: Any, **kwargs: Any) -> None:
+        seen.append(("gives", self.trainer.state.global_step + 1))
+        given(self, *args, **kwargs)
+
+    def asks(self: Outcome, *args: Any, **kwargs: Any) -> None:
+        asked(self, *args, **kwargs)
+        seen.append(("asks", self.trainer.state.global_step))
+
+    monkeypatch.setattr(Outcome, "on_pre_optimizer_step", gives)
+    monkeypatch.setattr(Outcome, "on_step_end", asks)
+    runs = [tiny_run("quantization=none", "trainer.max_steps=3", f"seed={seed}") for seed in range(3)]
+    assert not pack_up(runs, tmp_path, 3)[2]
+    assert seen == [(what, step) for step in (1, 2, 3) for what in ("gives", "asks") for _ in range(3)]
+
+
+def test_steps_of_different_lengths_keep_the_stack(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks, stock = [], Stack.__init__
+    monkeypatch.setattr(Stack, "__init__", lambda self, layers: stacks.append(self) or stock(self, layers))
+    words = (
+        ["trainer.gradient_accumulation_steps=2", "trainer.max_steps=6"],
+        ["trainer.gradient_accumulation_steps=3"],
+    )
+    runs = [tiny_run("quantization=none", "trainer.max_steps=4", *each) for each in words]
+    assert not pack_up(runs, tmp_path, 2)[2]
+    assert len(stacks) == 1
 
 
 def alone_on(foundation: Foundation, checkpointing: bool = False) -> Alone:

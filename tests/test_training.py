@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -234,6 +235,22 @@ def test_early_stopping(tiny_run: Compose, tmp_path: Path) -> None:
     losses = list(steps(tmp_path / "run", "eval_loss").values())[1:]
     assert len(losses) < 20 and losses[-1] >= losses[-2], "it stops at the first evaluation that is no better"
     assert all(later < earlier for earlier, later in pairwise(losses[:-1]))
+
+
+def test_every_token_that_passes_is_counted(tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed, trainers = list[int](), list[trainer.AdapterTrainer]()
+    plain = trainer.AdapterTrainer.training_step
+
+    def training_step(self: trainer.AdapterTrainer, net: Any, inputs: dict[str, Any], *more: Any) -> torch.Tensor:
+        trainers.append(self)
+        passed.append(int(inputs["attention_mask"].sum()))
+        return plain(self, net, inputs, *more)
+
+    monkeypatch.setattr(trainer.AdapterTrainer, "training_step", training_step)
+    run = tiny_run("trainer.gradient_accumulation_steps=3", "trainer.max_steps=null", "trainer.num_train_epochs=1")
+    train(run, tmp_path / "run")
+    assert len(passed) % 3, "the last step has fewer micro-batches"
+    assert trainers[-1].state.num_input_tokens_seen == sum(passed)
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])

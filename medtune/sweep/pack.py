@@ -32,7 +32,7 @@ class Lane:
         self.pack, self.job = pack, job
         self.turn = threading.Semaphore(0)
         self.state = turns.fresh()
-        self.waiting = self.done = False
+        self.waiting = self.aside = self.done = False
         self.rows: Rows | None = None  # on their way through the base, until the backward pass is done
         self.hidden: torch.Tensor | None = None  # what the member got for them, and where its gradient will be
         self.error: BaseException | None = None  # of a pass, raised in the member
@@ -84,12 +84,11 @@ class Lane:
 
     def step_aside(self) -> None:
         """Let the others give the GPU what they have, before this member waits for it: else it would idle meanwhile."""
-        self.pack.lanes.remove(self)
-        self.pack.lanes.append(self)
-        self.state = turns.taken()
+        self.aside, self.state = True, turns.taken()
         self.pack.pass_turn(self)
         self.turn.acquire()
         turns.put(self.state)
+        self.aside = False
 
 
 class Pack:
@@ -124,7 +123,7 @@ class Pack:
         lane.thread.start()
 
     def pass_turn(self, lane: Lane) -> None:
-        """Called by the member that has the turn when it waits or ends: whoever can go on is next."""
+        """Called by the member that has the turn when it waits, steps aside or ends: whoever can go on is next."""
         try:
             if lane.done:
                 self.lanes.remove(lane)
@@ -140,7 +139,8 @@ class Pack:
         if not self.lanes:
             self.finished.set()
             return
-        next(other for other in self.lanes if not other.waiting).turn.release()
+        going = [other for other in self.lanes if not other.waiting]
+        min(going, key=lambda other: other.aside).turn.release()
 
     def serve(self) -> None:
         """All wait: run a pass. The backward pass comes first, because its memory is free after it."""
