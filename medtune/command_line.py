@@ -1,5 +1,6 @@
 """What the user types becomes a composed configuration, and every mistake in it one line in the user's words."""
 
+import difflib
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, InterpolationResolutionError, OmegaConfBaseException
 
 from medtune import interruption
 from medtune.checks import problem_with
@@ -105,6 +106,9 @@ def in_the_users_words(error: BaseException, schema: type) -> str:
     if option := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
         return experiment_with(option[1], option[2]) + f"{option[1]}={option[2]}: {nearest(option[1], option[2])}"
     full_key = re.search(r"full_key: (\S+)", text)
+    for e in chain:
+        if isinstance(e, ConfigAttributeError) and e.parent_node is not None and str(e.full_key).startswith("hydra."):
+            return unknown_to_hydra(str(e.full_key), [str(name) for name in e.parent_node if name != "_target_"])
     interpolation = any(isinstance(e, InterpolationResolutionError) for e in chain)
     if interpolation or not full_key or full_key[1].startswith("hydra."):
         return text.splitlines()[0]
@@ -117,3 +121,10 @@ def in_the_users_words(error: BaseException, schema: type) -> str:
     if not exists(key, schema):
         return where + did_you_mean(key, schema)
     return where + (problem_with(key, value[1] if value else "", schema) or text.splitlines()[0])
+
+
+def unknown_to_hydra(key: str, beside: list[str]) -> str:
+    """The line for an unknown key of Hydra's own or a launcher's; `beside`: the right ones where it was looked for."""
+    place, _, word = key.rpartition(".")
+    near = difflib.get_close_matches(word, beside, n=1)
+    return f"{key}: did you mean {place}.{near[0]}?" if near else f"{key}: no such key; {place} has {', '.join(beside)}"

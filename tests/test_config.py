@@ -156,6 +156,11 @@ def test_a_learning_rate_given_as_text_is_a_number_or_refused() -> None:
         (["model=smollm"], ["model=smollm: did you mean model=smollm2_135m?"]),
         (["experiment=smok"], ["experiment=smok: did you mean experiment=smoke?"]),
         (["modle=llama3_8b"], ["modle: did you mean model?"]),
+        (["hydra.launcher.widths=2", "-m"], ["hydra.launcher.widths: did you mean hydra.launcher.width?"]),
+        (
+            ["hydra.launcher.at_once=2", "-m"],
+            ["hydra.launcher.at_once: no such key; hydra.launcher has width, processes"],
+        ),
         (["lora.r"], ["lora.r: not of the form key=value; did you mean lora.r=…?"]),
         (["model.pad_token=<x>"], ["model.pad_token=<x>: not of the form key=value; quote the value twice"]),
         (["lora.r=8,16"], ["lora.r=8,16 has several values: add -m for a sweep, or brackets for a list"]),
@@ -187,7 +192,7 @@ def test_a_learning_rate_given_as_text_is_a_number_or_refused() -> None:
         (["lora.r=1,2", "-m", "--cfg", "job"], ["--cfg shows one run: leave -m out"]),
         (["~lora"], ["~lora: nothing can be taken out of a run"]),
         (["hydra/launcher=nowhere"], ["hydra/launcher=nowhere: there is basic, "]),
-        (["hydra.run.dirr=x"], ["Could not override 'hydra.run.dirr'"]),
+        (["hydra.run.dirr=x"], ["hydra.run.dirr: did you mean hydra.run.dir?"]),
         (["LORA.R=8"], ["LORA.R: did you mean lora.r?"]),
         (["seed=99999999999"], ["seed must be at least 0 and at most 4294967295 (integer), not 99999999999"]),
         (
