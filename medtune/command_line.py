@@ -106,13 +106,13 @@ def in_the_users_words(error: BaseException, schema: type) -> str:
     if option := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
         return experiment_with(option[1], option[2]) + f"{option[1]}={option[2]}: {nearest(option[1], option[2])}"
     full_key = re.search(r"full_key: (\S+)", text)
-    for e in chain:
-        if isinstance(e, ConfigAttributeError) and e.parent_node is not None and str(e.full_key).startswith("hydra."):
-            return unknown_to_hydra(str(e.full_key), [str(name) for name in e.parent_node if name != "_target_"])
     interpolation = any(isinstance(e, InterpolationResolutionError) for e in chain)
-    if interpolation or not full_key or full_key[1].startswith("hydra."):
+    if interpolation or not full_key:
         return text.splitlines()[0]
     key, file, value = full_key[1], re.search(r"In '(\S+?)'", text), re.search(r"Value '(.*?)'", text)
+    if key.startswith("hydra."):
+        places = [e.parent_node for e in chain if isinstance(e, ConfigAttributeError) and e.parent_node is not None]
+        return unknown_to_hydra(key, list(places[0])) if places else text.splitlines()[0]
     where = ""
     if file and file[1].startswith("experiment/"):
         where = f"experiments/{file[1].removeprefix('experiment/')}.yaml: "
@@ -126,5 +126,5 @@ def in_the_users_words(error: BaseException, schema: type) -> str:
 def unknown_to_hydra(key: str, beside: list[str]) -> str:
     """The line for an unknown key of Hydra's own or a launcher's; `beside`: the right ones where it was looked for."""
     place, _, word = key.rpartition(".")
-    near = difflib.get_close_matches(word, beside, n=1)
-    return f"{key}: did you mean {place}.{near[0]}?" if near else f"{key}: no such key; {place} has {', '.join(beside)}"
+    near, known = difflib.get_close_matches(word, beside, n=1), (name for name in beside if name != "_target_")
+    return f"{key}: did you mean {place}.{near[0]}?" if near else f"{key}: no such key; {place} has {', '.join(known)}"

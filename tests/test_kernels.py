@@ -29,7 +29,7 @@ def test_a_mask_is_the_same_in_company_and_padded(width: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [3, 16, 64])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 4e-6), (torch.bfloat16, 4e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 def test_products_have_the_mask_of_what_is_dropped(dtype: torch.dtype, tolerance: float, rank: int) -> None:
     from medtune.kernels.dropout import differentiate_dropped, drop, multiply_dropped
 
@@ -38,7 +38,8 @@ def test_products_have_the_mask_of_what_is_dropped(dtype: torch.dtype, tolerance
         shapes = (2, 42, width), (2, rank, width), (2, 42, rank)
         x, a, of_low = (torch.randn(shape, device="cuda", dtype=dtype) for shape in shapes)
         dropped = drop(x, *last)
-        assert far(multiply_dropped(x, a, *last), torch.bmm(dropped.double(), a.double().mT)) < tolerance
+        low = multiply_dropped(x, a, *last)  # one sum over the width, in float32
+        assert far(low, torch.bmm(dropped.double(), a.double().mT)) < max(tolerance, 4e-6)
         kept = drop(torch.ones(2, 42, width, device="cuda"), *last)
         of_x, again = differentiate_dropped(of_low, x, a, *last)
         assert far(of_x, torch.bmm(of_low.double(), a.double()) * kept) < tolerance and torch.equal(again, dropped)
@@ -51,7 +52,7 @@ def test_few_and_many_tokens_and_a_large_rank_have_one_mask(length: int, rank: i
     mask = masked(torch.ones_like(x), keys)
     assert far(multiplied(x, a, keys), torch.bmm(x.double() * mask, a.double().mT)) < 4e-6
     of_x, dropped = differentiated(of_low, x, a, keys)
-    assert far(of_x, torch.bmm(of_low.double(), a.double()) * mask) < 4e-6 and torch.equal(dropped, x * mask)
+    assert far(of_x, torch.bmm(of_low.double(), a.double()) * mask) < 1e-6 and torch.equal(dropped, x * mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

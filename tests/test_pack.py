@@ -132,11 +132,12 @@ def test_steps_of_different_lengths_keep_the_stack(
 ) -> None:
     stacks, stock = [], Stack.__init__
     monkeypatch.setattr(Stack, "__init__", lambda self, layers: stacks.append(self) or stock(self, layers))
-    words = (
-        ["trainer.gradient_accumulation_steps=2", "trainer.max_steps=6"],
-        ["trainer.gradient_accumulation_steps=3"],
-    )
-    runs = [tiny_run("quantization=none", "trainer.max_steps=4", *each) for each in words]
+    runs = [
+        tiny_run(
+            "quantization=none", f"trainer.gradient_accumulation_steps={count}", f"trainer.max_steps={12 // count}"
+        )
+        for count in (2, 3)
+    ]
     assert not pack_up(runs, tmp_path, 2)[2]
     assert len(stacks) == 1
 

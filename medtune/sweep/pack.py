@@ -55,12 +55,17 @@ class Lane:
         self.rows = self.hidden = None
         self.pack.pass_turn(self)
 
-    def wait(self) -> None:
-        """Wait until the pass that this member waits for is done, while others run. Raises what the pass raised."""
-        self.waiting, self.state = True, turns.taken()
+    def give_turn(self) -> None:
+        """Let others run until it is this member's turn again."""
+        self.state = turns.taken()
         self.pack.pass_turn(self)
         self.turn.acquire()
         turns.put(self.state)
+
+    def wait(self) -> None:
+        """Wait until the pass that this member waits for is done, while others run. Raises what the pass raised."""
+        self.waiting = True
+        self.give_turn()
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -84,10 +89,8 @@ class Lane:
 
     def step_aside(self) -> None:
         """Let the others give the GPU what they have, before this member waits for it: else it would idle meanwhile."""
-        self.aside, self.state = True, turns.taken()
-        self.pack.pass_turn(self)
-        self.turn.acquire()
-        turns.put(self.state)
+        self.aside = True
+        self.give_turn()
         self.aside = False
 
 
