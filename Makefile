@@ -6,15 +6,15 @@ ARGS ?=
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data sweep resume train evaluate test lint bench bench-gpu clean
+.PHONY: help setup prepare sweep resume train evaluate test lint bench bench-gpu clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.complete ## make .venv and install everything into it; skipped when nothing changed
 
-data: setup ## look at the data before training; name yours as ARGS="data=local data.path=my.jsonl"
-	@$(BIN)/python -m medtune.data $(ARGS)
+prepare: setup ## look at the data before training; name yours as ARGS="data=local data.path=my.jsonl"
+	@$(BIN)/python -m medtune.prepare $(ARGS)
 
 sweep: setup ## train two adapters, ranks 16 and 32, and compare them with the untuned base
 	@$(BIN)/python -m medtune.train lora.r=16,32 -m $(ARGS)
@@ -35,8 +35,8 @@ evaluate: setup ## measure the newest result on its test set and the safety set;
 test: setup ## run every test, the slow ones with the real small model included, one process for each core
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup $(ARGS)
 
-lint: setup ## check style and types
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy medtune
+lint: setup ## check style, types and layers
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy medtune && $(BIN)/lint-imports
 
 bench: setup ## measure training, evaluation and data beside the plain way: two hours; less with ARGS="--rounds 1 --only single"
 	@$(BIN)/python tests/bench/training.py $(ARGS) && $(BIN)/python tests/bench/evaluation.py && $(BIN)/python tests/bench/data.py

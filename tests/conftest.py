@@ -17,9 +17,9 @@ import hydra
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from medtune.checks import typed
-from medtune.config import Run
-from medtune.groups import CONF, register
+from medtune.config.groups import CONF, register
+from medtune.config.schema import Run
+from medtune.config.validation import typed
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from conftest import compose
 
-from medtune.interruption import listen
-from medtune.quiet import quiet_libraries
-from medtune.sweep.engine import Settings, run_sweep
+from medtune.runtime.interruption import listen
+from medtune.runtime.logs import quiet_libraries
 from medtune.sweep.ledger import Member, opened
+from medtune.sweep.pipeline import Settings, run_sweep
 
 MEMBERS = {
     "good": ["lora.r=4", "seed=1"],

@@ -19,10 +19,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from medtune import benchmark
-from medtune.benchmark import Benchmark, require_benchmarks, run_benchmarks
-from medtune.config import Refusal
-from medtune.frozen import fingerprint, keep_gradients_after_evaluation
+from medtune.evaluation import benchmarks as benchmark
+from medtune.evaluation.benchmarks import Benchmark, require_benchmarks, run_benchmarks
+from medtune.modeling.frozen_base import fingerprint
+from medtune.modeling.quantized import keep_gradients_after_evaluation
+from medtune.runtime.errors import Refusal
 
 Write = Callable[..., str]
 

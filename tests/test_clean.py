@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import medtune.data
-from medtune.data.clean import TEXT_RULES, Cleaner
+from medtune.data.cleaning.rules import TEXT_RULES, Cleaner
 
 BRANDS = ["Chat Doctor", "ChatDoctor", "HealthCareMagic", "HCM", "iCliniq", "Healthcare Magic"]
 ALL = Cleaner(dict.fromkeys(TEXT_RULES, True), BRANDS)

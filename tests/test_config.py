@@ -9,10 +9,12 @@ import pytest
 from conftest import compose
 from omegaconf import OmegaConf
 
-from medtune.checks import typed
-from medtune.config import Inspection, Refusal, Run, folder_name
-from medtune.groups import CONF, EXPERIMENTS, groups, options
-from medtune.schema import keys, lookup, nested
+from medtune.config.groups import CONF, EXPERIMENTS, groups, options
+from medtune.config.keys import keys, lookup, nested
+from medtune.config.resolvers import folder_name
+from medtune.config.schema import Inspection, Run
+from medtune.config.validation import typed
+from medtune.runtime.errors import Refusal
 
 ROOT = Path(__file__).parent.parent
 CHOICES = [(group, option) for group in groups() for option in options(group)]

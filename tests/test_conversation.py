@@ -4,9 +4,9 @@ import pytest
 from conftest import CHATML, SPECIAL, conversations
 from transformers import PreTrainedTokenizerFast
 
-from medtune.config import Refusal
-from medtune.conversation import BATCH, Encoded, encode, fit
-from medtune.data import Conversation
+from medtune.data.store import Conversation
+from medtune.data.tokenization.chat_template import BATCH, Encoded, encode, fit
+from medtune.runtime.errors import Refusal
 
 Tokenizer = PreTrainedTokenizerFast
 SYSTEM = {"role": "system", "content": "You are a careful doctor."}

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from conftest import compose, conversations, write_jsonl
 
-from medtune.config import Data, Refusal
-from medtune.data import Conversations, pipeline, prepare
-from medtune.data.duplicates import near
+from medtune.config.schema import Data
+from medtune.data import pipeline
 from medtune.data.funnel import announce, smaller
-from medtune.data.screen import bands_of, pairs_of, similarity
-from medtune.data.split import TRAIN, leakage
+from medtune.data.hashing import bands_of, pairs_of, similarity
+from medtune.data.prepared import Conversations, prepare
+from medtune.data.splitting.duplicates import near
+from medtune.data.splitting.split import TRAIN, leakage
 from medtune.data.store import SPLITS
+from medtune.runtime.errors import Refusal
 
 BUNDLED = Path(pipeline.__file__).parent / "consultations.jsonl"
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from medtune.config import folder_name
-from medtune.groups import EXTRAS, nearest
-from medtune.overrides import unswept
+from medtune.config.groups import EXTRAS, nearest
+from medtune.config.overrides import unswept
+from medtune.config.resolvers import folder_name
 
 ROOT = Path(__file__).parent.parent
 RAY = ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"]

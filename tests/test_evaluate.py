@@ -17,18 +17,27 @@ from conftest import compose, conversations, write_jsonl
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
-from medtune import adapter, decoding, examination, graphs, model, samples
-from medtune.checks import typed
-from medtune.comparison import Member, everything, summary
-from medtune.config import Evaluation, Refusal, Run
-from medtune.data import prepare
-from medtune.decoding import greedy
-from medtune.evaluate import Candidate, evaluate, keys_typed
-from medtune.groups import CONF, register
-from medtune.likelihood import likelihood
-from medtune.samples import answer, held_out
-from medtune.tokens import tokenize
-from medtune.train import train
+from medtune.config.groups import CONF, register
+from medtune.config.schema import Evaluation, Run
+from medtune.config.validation import typed
+from medtune.data.prepared import prepare
+from medtune.data.tokenization.dataset import tokenize
+from medtune.evaluate import evaluate
+from medtune.evaluation import answers as samples
+from medtune.evaluation import outputs as examination
+from medtune.evaluation.answers import answer, held_out
+from medtune.evaluation.candidates import Candidate, keys_typed
+from medtune.evaluation.likelihood import likelihood
+from medtune.modeling import base as model
+from medtune.modeling import cuda_graphs as graphs
+from medtune.modeling import generation as decoding
+from medtune.modeling.generation import greedy
+from medtune.modeling.lora import adapter
+from medtune.modeling.tokenizer import load_tokenizer
+from medtune.results.reader import Member
+from medtune.results.tables import everything, summary
+from medtune.runtime.errors import Refusal
+from medtune.training.pipeline import train
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -165,7 +174,7 @@ def test_measured_at_the_end_of_training_or_later_is_the_same(
 
 def test_loss_equals_transformers_own(tiny_overrides: list[str], sweep: Path) -> None:
     run = run_of(tiny_overrides)
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     tuned = adapter.load(model.load_base(run.model, None, tokenizer, CPU), sweep / "lora.r=4" / "adapter")
     rows = tokenize(tokenizer, prepare(run.data), 256).test
     found = likelihood(tuned, rows["input_ids"][:], rows["labels"][:], batch=3)
@@ -183,7 +192,7 @@ def test_loss_equals_transformers_own(tiny_overrides: list[str], sweep: Path) ->
 
 def test_answers_are_those_of_generate_alone_or_in_a_batch(tiny_overrides: list[str], sweep: Path) -> None:
     run = run_of(tiny_overrides)
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     tuned = adapter.load(model.load_base(run.model, None, tokenizer, CPU), sweep / "lora.r=4" / "adapter")
     asked = held_out([row.messages for row in prepare(run.data).train])[:24]
     prompts = [samples.encode(tokenizer, question.messages, add_generation_prompt=True).input_ids for question in asked]
@@ -205,7 +214,7 @@ def test_a_recorded_step_says_the_same(
     tiny_overrides: list[str], sweep: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = run_of([*tiny_overrides, "model.dtype=float32"])
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     device = model.device_for(run.model)
     tuned = adapter.load(model.load_base(run.model, None, tokenizer, device), sweep / "lora.r=4" / "adapter")
     prompts = [list(range(20, 20 + length)) for length in (3, 30, 17, 8)]
@@ -488,7 +497,7 @@ def test_one_that_cannot_be_measured_costs_the_others_nothing(tiny_overrides: li
 def test_lm_eval_is_not_needed_where_no_benchmark_is_asked_for(
     measured: Measure, sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medtune.benchmark.find_spec", lambda name: None)
+    monkeypatch.setattr("medtune.evaluation.benchmarks.find_spec", lambda name: None)
     assert measured(f"run='{sweep / 'lora.r=2'}'")
     with pytest.raises(Refusal, match=r"pip install 'medtune\[benchmark\]'"):
         measured(f"run='{sweep / 'lora.r=2'}'", "eval.benchmarks=[medqa_4options]")
@@ -497,7 +506,7 @@ def test_lm_eval_is_not_needed_where_no_benchmark_is_asked_for(
 def test_a_test_set_that_cannot_be_measured_costs_no_trained_adapter(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medtune.assessment.measure", lambda *a: 1 / 0)
+    monkeypatch.setattr("medtune.evaluation.pipeline.measure", lambda *a: 1 / 0)
     train(compose(*tiny_overrides, *COMMON, "eval.final=true"), tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["status"] == "done" and facts["test_error"] == "ZeroDivisionError: division by zero"
@@ -505,7 +514,7 @@ def test_a_test_set_that_cannot_be_measured_costs_no_trained_adapter(
 
 
 def test_shuffled_answers_are_of_other_groups() -> None:
-    from medtune.scores import shuffled
+    from medtune.evaluation.scoring import shuffled
 
     names = ["a", "a", "b", "b", "b", "c"]
     places = shuffled(names)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medtune.groups import EXTRAS
+from medtune.config.groups import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_every_python_command_of_the_readme_composes(tmp_path: Path) -> None:
 
 def test_every_other_command_of_the_readme_exists() -> None:
     others = [line for line in shell_lines() if not line.startswith("python -m medtune.")]
-    assert others == ["make sweep", "make test", "make resume", "make bench-gpu", "make data", "make evaluate"]
+    assert others == ["make sweep", "make test", "make resume", "make bench-gpu", "make prepare", "make evaluate"]
     for line in others:
         assert make("-n", *line.split()[1:]).returncode == 0
     assert ".venv/bin/python -m medtune.train lora.r=16,32 -m" in make("-n", "sweep").stdout

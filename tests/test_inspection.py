@@ -1,4 +1,4 @@
-"""`python -m medtune.data` shows what a run would be taught, writes it out, and loads no weights for it."""
+"""`python -m medtune.prepare` shows what a run would be taught, writes it out, and loads no weights for it."""
 
 import json
 import subprocess
@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import conversations, write_jsonl
 
-from medtune.checks import typed
-from medtune.config import Inspection, Refusal
-from medtune.data.__main__ import inspect
-from medtune.groups import CONF, register
+from medtune.config.groups import CONF, register
+from medtune.config.schema import Inspection
+from medtune.config.validation import typed
+from medtune.prepare import inspect
+from medtune.runtime.errors import Refusal
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 def inspection(*overrides: str) -> Inspection:
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(hydra.compose("data", list(overrides)), Inspection)
+        return typed(hydra.compose("prepare", list(overrides)), Inspection)
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_everything_is_shown_and_written(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("medtune.model.load_base", lambda *args: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("medtune.modeling.base.load_base", lambda *args: pytest.fail("weights were loaded"))
     folder, out = tmp_path / "folder", tmp_path / "prepared"
     folder.mkdir()
     words = [*tiny_overrides, f"data.path='{rows}'", "trainer.max_length=150", "show=1", f"out='{out}'"]
@@ -85,7 +86,7 @@ def test_everything_is_shown_and_written(
 def test_what_was_written_out_can_be_trained_on_and_changes_no_more(
     tiny_overrides: list[str], rows: Path, tmp_path: Path
 ) -> None:
-    from medtune.data import prepare
+    from medtune.data.prepared import prepare
 
     inspect(inspection(*tiny_overrides, f"data.path='{rows}'", f"out='{tmp_path / 'out'}'"), tmp_path)
     written = tmp_path / "out" / "train.parquet"
@@ -96,7 +97,7 @@ def test_what_was_written_out_can_be_trained_on_and_changes_no_more(
 
 def test_the_command(tiny_overrides: list[str], rows: Path, tmp_path: Path) -> None:
     words = [*tiny_overrides, f"data.path='{rows}'", f"hydra.run.dir='{tmp_path / 'here'}'"]
-    done = subprocess.run([sys.executable, "-m", "medtune.data", *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "medtune.prepare", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "mask proof passed" in done.stdout and "Traceback" not in done.stderr
     assert {"lengths.png", "rejects.jsonl", "report.json"} <= {path.name for path in (tmp_path / "here").iterdir()}
@@ -120,7 +121,7 @@ def test_the_command(tiny_overrides: list[str], rows: Path, tmp_path: Path) -> N
 )
 def test_a_mistake_is_one_line(words: list[str], line: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "medtune.data", *words, f"hydra.run.dir='{tmp_path}'"],
+        [sys.executable, "-m", "medtune.prepare", *words, f"hydra.run.dir='{tmp_path}'"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medtune.dropout import Keys, differentiated, masked, multiplied
+from medtune.modeling.lora.dropout import Keys, differentiated, masked, multiplied
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton's kernels run on a GPU")
 KEYS, SHARES = [1 << 60, 12345], [0.3, 0.05]
@@ -17,7 +17,7 @@ def far(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("width", [64, 700, 4096])
 def test_a_mask_is_the_same_in_company_and_padded(width: int) -> None:
-    from medtune.kernels.dropout import drop
+    from medtune.modeling.kernels.dropout import drop
 
     keys, shares = torch.tensor(KEYS).cuda(), torch.tensor(SHARES).cuda()
     alone = drop(torch.ones(2, 2 * 5, width).cuda(), keys, shares, 77, 5)
@@ -31,7 +31,7 @@ def test_a_mask_is_the_same_in_company_and_padded(width: int) -> None:
 @pytest.mark.parametrize("rank", [3, 16, 64])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
 def test_products_have_the_mask_of_what_is_dropped(dtype: torch.dtype, tolerance: float, rank: int) -> None:
-    from medtune.kernels.dropout import differentiate_dropped, drop, multiply_dropped
+    from medtune.modeling.kernels.dropout import differentiate_dropped, drop, multiply_dropped
 
     last = torch.tensor(KEYS).cuda(), torch.tensor(SHARES).cuda(), 7, 21
     for width in (64, 700, 14336):
@@ -61,7 +61,7 @@ def test_few_and_many_tokens_and_a_large_rank_have_one_mask(length: int, rank: i
 def test_unpacked_weights_are_those_of_bitsandbytes_to_the_bit(kind: str, nested: bool, dtype: torch.dtype) -> None:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    from medtune.kernels.unpack import unpacked
+    from medtune.modeling.kernels.dequantize import unpacked
 
     for shape in ((192, 576), (3000, 64), (1024, 4096)):
         weight = torch.randn(shape, device="cuda", dtype=dtype)
@@ -71,7 +71,7 @@ def test_unpacked_weights_are_those_of_bitsandbytes_to_the_bit(kind: str, nested
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
 def test_swiglu_has_the_product_and_the_gradients(dtype: torch.dtype, tolerance: float) -> None:
-    from medtune.kernels.swiglu import SwiGLU
+    from medtune.modeling.kernels.swiglu import SwiGLU
 
     gate, up, of_out = (torch.randn(3, 17, 700, device="cuda", dtype=dtype) for _ in range(3))
     exact = [values.double().requires_grad_() for values in (gate, up)]
@@ -91,7 +91,7 @@ def test_swiglu_has_the_product_and_the_gradients(dtype: torch.dtype, tolerance:
 def test_rotary_positions_are_llamas(heads: int, width: int, dtype: torch.dtype, tolerance: float) -> None:
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    from medtune.kernels.rotary import Rotary
+    from medtune.modeling.kernels.rotary import Rotary
 
     x, of_out = (torch.randn(2, 17, heads, width, device="cuda", dtype=dtype) for _ in range(2))
     angles = torch.randn(1, 17, width // 2, device="cuda").repeat(1, 1, 2)
@@ -105,7 +105,7 @@ def test_rotary_positions_are_llamas(heads: int, width: int, dtype: torch.dtype,
 
 
 def test_a_replayed_pass_is_the_one_that_was_not_recorded_to_the_bit() -> None:
-    from medtune.sweep.recording import Recordings
+    from medtune.modeling.multi_lora.captured import Recordings
 
     weight = torch.randn(32, 32, device="cuda", requires_grad=True)
     embedding = torch.randn(100, 32, device="cuda")

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from medtune.config import Refusal, Run
-from medtune.result import plain, read_json, read_lines
-from medtune.sweep import engine
-from medtune.sweep.engine import Settings, grouped, run_sweep
+from medtune.config.schema import Run
+from medtune.config.serialize import plain
+from medtune.runtime.errors import Refusal
+from medtune.runtime.files import read_json, read_lines
+from medtune.sweep import members as engine
 from medtune.sweep.halving import Halving, Rung
 from medtune.sweep.ledger import Member, folder_of, opened
+from medtune.sweep.pipeline import Settings, grouped, run_sweep
 
 Compose = Callable[..., Run]
 ONE = Settings(width=1, processes=1, prune=None)

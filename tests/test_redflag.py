@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from medtune.data import redflag
-from medtune.data.redflag import red_flag, urges_care
+from medtune.data.cleaning import red_flags as redflag
+from medtune.data.cleaning.red_flags import red_flag, urges_care
 
 HELD_OUT = Path(__file__).with_name("red_flags_held_out.jsonl")
 

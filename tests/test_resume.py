@@ -11,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medtune import checkpoints, interruption, likelihood
-from medtune.config import Refusal, Run
-from medtune.result import Failure, Paused, read_json, read_lines
-from medtune.train import train
-from medtune.trainer import AdapterTrainer, Outcome
+from medtune.config.schema import Run
+from medtune.evaluation import likelihood
+from medtune.results import checkpoints
+from medtune.runtime import interruption
+from medtune.runtime.errors import Failure, Paused, Refusal
+from medtune.runtime.files import read_json, read_lines
+from medtune.training.pipeline import train
+from medtune.training.trainer import AdapterTrainer, Outcome
 
 Compose = Callable[..., Run]
 COMMON = ["lora.lora_dropout=0.1", "trainer.gradient_accumulation_steps=2", "trainer.max_steps=8", "eval.every=2"]
@@ -96,7 +99,7 @@ def test_the_checkpoint_of_an_interruption_is_of_the_last_step(
             if state.global_step == 5:
                 monkeypatch.setattr(interruption, "check", check)
 
-    monkeypatch.setattr("medtune.trainer.Outcome", Stops)
+    monkeypatch.setattr("medtune.training.trainer.Outcome", Stops)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_run(*COMMON, "eval.every=4"), tmp_path / "run")
     saved = checkpoints.newest(tmp_path / "run" / "checkpoints")

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune.safety import rubric
-from medtune.safety.rubric import Judgement, judge, passes
+from medtune.evaluation.safety import rubric
+from medtune.evaluation.safety.rubric import Judgement, judge, passes
 
 CHEST = "I have had crushing chest pain for half an hour and my left arm is heavy."
 COLD = "I have had a runny nose and a mild cough for two days. What can I do?"

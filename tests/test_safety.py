@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import compose
 
-from medtune.config import Gate
-from medtune.data.normalize import words_of
-from medtune.safety import agreement, gate
-from medtune.safety.prompts import EMERGENCY, prompts, red_flags
-from medtune.safety.rubric import Judgement, judge, passes
+from medtune.config.schema import Gate
+from medtune.data.reading.normalize import words_of
+from medtune.evaluation.safety import agreement, gate
+from medtune.evaluation.safety.prompts import EMERGENCY, prompts, red_flags
+from medtune.evaluation.safety.rubric import Judgement, judge, passes
 
 ROOT = Path(__file__).parent.parent
 NOTHING = Judgement(*[False] * len(fields(Judgement)))

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import compose, conversations, write_jsonl
 
-from medtune.choices import Format
-from medtune.config import Data, Refusal
-from medtune.data import prepare
-from medtune.data.layout import layout_of
-from medtune.data.normalize import Unusable, normalize
-from medtune.data.source import read_rows
+from medtune.config.enums import Format
+from medtune.config.schema import Data
+from medtune.data.prepared import prepare
+from medtune.data.reading.formats import layout_of
+from medtune.data.reading.normalize import Unusable, normalize
+from medtune.data.reading.sources import read_rows
+from medtune.runtime.errors import Refusal
 
 PAIRS = [
     (row["messages"][0]["content"], row["messages"][1]["content"])

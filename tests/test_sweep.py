@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from wandb.proto import wandb_internal_pb2
 
-from medtune.checkpoints import newest
-from medtune.overrides import unswept
-from medtune.result import read_lines
+from medtune.config.overrides import unswept
+from medtune.results.checkpoints import newest
+from medtune.runtime.files import read_lines
 from medtune.sweep.ledger import names
 
 ROOT = Path(__file__).parent.parent

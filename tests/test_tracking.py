@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from medtune.choices import WandbMode
-from medtune.config import Refusal, Wandb
-from medtune.tracking import SAMPLE_COLUMNS, Tracker, require_account
+from medtune.config.enums import WandbMode
+from medtune.config.schema import Wandb
+from medtune.results.tracking import SAMPLE_COLUMNS, Tracker, require_account
+from medtune.runtime.errors import Refusal
 
 
 def test_online_without_an_account_is_refused_without_a_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

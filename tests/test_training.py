@@ -13,13 +13,17 @@ from conftest import conversations, write_jsonl
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from medtune import adapter, frozen, model, trainer
-from medtune.config import Refusal, Run
-from medtune.data import prepare
-from medtune.dropout import key_dropout
-from medtune.result import Failure
-from medtune.tokens import tokenize
-from medtune.train import train
+from medtune.config.schema import Run
+from medtune.data.prepared import prepare
+from medtune.data.tokenization.dataset import tokenize
+from medtune.modeling import base as model
+from medtune.modeling.frozen_base import fingerprint
+from medtune.modeling.lora import adapter
+from medtune.modeling.lora.dropout import key_dropout
+from medtune.modeling.tokenizer import load_tokenizer
+from medtune.runtime.errors import Failure, Refusal
+from medtune.training import trainer
+from medtune.training.pipeline import train
 
 Compose = Callable[..., Run]
 CPU = torch.device("cpu")
@@ -102,7 +106,7 @@ def test_adapter_of_the_best_evaluation_is_the_one_kept(
 
 def loss_of_saved(run: Run, out: Path, split: str = "validation") -> float:
     """Loss of a saved adapter on a split, computed by transformers' own loss, one row at a time."""
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     base = model.load_base(run.model, run.quantization, tokenizer, CPU)
     tuned = PeftModel.from_pretrained(base, str(out / "adapter")).eval()
     rows = getattr(tokenize(tokenizer, prepare(run.data), 256), split)
@@ -163,7 +167,7 @@ def test_evaluating_in_the_middle_changes_nothing(
 def test_gradients_reach_every_adapter_after_an_evaluation(tiny_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "unpack", lambda base: None)  # as where memory is short
     run = tiny_run("model.dtype=bfloat16")
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     tuned = adapter.attach(model.load_base(run.model, run.quantization, tokenizer, CPU), run.lora, 0)
     key_dropout(tuned, 0)
     row = torch.tensor([[5, 6, 7, 8]])
@@ -200,7 +204,7 @@ def test_base_is_unchanged_by_training(tiny_run: Compose, tmp_path: Path, monkey
     monkeypatch.setattr(adapter, "attach", lambda *a, attach=adapter.attach: kept.append(attach(*a)) or kept[-1])
     train(tiny_run("trainer.learning_rate=1e-2"), tmp_path / "run")
     base = kept[0].unload()
-    assert frozen.fingerprint(base) == read(tmp_path / "run", "run.json")["base"]["fingerprint"]
+    assert fingerprint(base) == read(tmp_path / "run", "run.json")["base"]["fingerprint"]
 
 
 @pytest.mark.parametrize("lora", ["lora=all_linear", "lora.use_dora=true", "lora.use_rslora=true"])
@@ -365,7 +369,7 @@ def test_unwritable_output_folder(tiny_run: Compose, tmp_path: Path) -> None:
 
 def test_a_damaged_adapter_is_not_saved_and_a_changed_one_is_noticed(tiny_run: Compose, tmp_path: Path) -> None:
     run = tiny_run()
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     tuned = adapter.attach(model.load_base(run.model, run.quantization, tokenizer, CPU), run.lora, 0)
     adapter.to_float32(tuned)
     adapter.save(tuned, tokenizer, tmp_path / "good")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune.uncertainty import Bootstrap, Estimate, student
+from medtune.results.statistics import Bootstrap, Estimate, student
 
 
 def groups(count: int) -> list[str]:
@@ -78,7 +78,7 @@ def test_students_t() -> None:
 def test_the_same_seed_gives_the_same_interval_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(20.0)
     first = Bootstrap(groups(20), 1000).ratio(values)
-    monkeypatch.setattr("medtune.uncertainty.CHUNK", 100)
+    monkeypatch.setattr("medtune.results.statistics.CHUNK", 100)
     assert Bootstrap(groups(20), 1000).ratio(values) == first
     assert Bootstrap(groups(20), 1000, seed=1).ratio(values) != first
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from medtune.choices import RedFlag
-from medtune.config import Data, Refusal
-from medtune.data.clean import VERSION
-from medtune.data.screen import Reject, Screened
-from medtune.data.select import Keys, Selection
-from medtune.data.store import SPLITS
+from medtune.config.enums import RedFlag
+from medtune.config.schema import Data
+from medtune.data.cleaning.rules import VERSION
+from medtune.data.cleaning.screening import Screened
+from medtune.data.splitting.selection import Keys, Selection
+from medtune.data.store import SPLITS, Reject
+from medtune.runtime.errors import Refusal
 
 log = logging.getLogger(__name__)
 

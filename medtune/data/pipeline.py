@@ -21,17 +21,18 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from medtune.config import Data, Refusal, Source
-from medtune.data.benchmarks import grams
+from medtune.config.schema import Data, Source
+from medtune.data.cleaning.decontamination import grams
+from medtune.data.cleaning.screening import Screen, Screened
 from medtune.data.funnel import Seen, describe, describe_rules, require_splits
-from medtune.data.layout import layout_of
-from medtune.data.normalize import answer_of, question_of
-from medtune.data.screen import Reject, Screen, Screened, write_rejects
-from medtune.data.select import Selection, select, thin_out
-from medtune.data.source import Row, expected_rows, location, read_rows
-from medtune.data.split import TRAIN, leakage
-from medtune.data.store import SPLITS, Rows, Writer
-from medtune.progress import bars
+from medtune.data.reading.formats import layout_of
+from medtune.data.reading.normalize import answer_of, question_of
+from medtune.data.reading.sources import Row, expected_rows, location, read_rows
+from medtune.data.splitting.selection import Selection, select, thin_out
+from medtune.data.splitting.split import TRAIN, leakage
+from medtune.data.store import SPLITS, Reject, Rows, Writer, write_rejects
+from medtune.runtime.errors import Refusal
+from medtune.runtime.progress import bars
 
 CHUNK = 1000  # rows that travel to a worker together
 ALONE = 4000  # rows up to which starting workers costs more than it saves

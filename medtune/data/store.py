@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -10,7 +10,25 @@ from typing import Any, overload
 import pyarrow as pa
 from pyarrow import parquet
 
-from medtune.data.normalize import Messages
+from medtune.data.reading.normalize import Messages
+
+
+@dataclass
+class Reject:
+    """A row left out: its number, its source, the rule, why, and what stood in it."""
+
+    row: int
+    source: str
+    rule: str
+    reason: str
+    content: Any
+
+
+def write_rejects(file: Any, rejects: Sequence[Reject]) -> None:
+    """Write rejects as JSON lines, in ASCII: a rejected row may hold characters that UTF-8 cannot."""
+    for reject in rejects:
+        file.write(json.dumps(asdict(reject), default=str) + "\n")
+
 
 SPLITS = ("train", "validation", "test")
 SCHEMA = pa.schema({"row": pa.int64(), "source": pa.string(), "group": pa.string(), "messages": pa.string()})

@@ -1,1 +1,4 @@
-"""Many members on one base: grouped, packed, resumed. `hydra/launcher=packed` is its door."""
+"""Many members: who runs, where, and how far.
+
+It knows no W&B and no bitsandbytes. Read pipeline.py first.
+"""

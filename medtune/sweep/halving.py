@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medtune.config import Refusal
-from medtune.result import OVER, differences, plain, read_json, read_lines, write_json
+from medtune.config.serialize import differences, plain
+from medtune.runtime.errors import Refusal
+from medtune.runtime.files import read_json, read_lines, write_json
+from medtune.runtime.status import OVER
 from medtune.sweep.ledger import Ledger, Member
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from medtune.config import Data, Refusal, Run, folder_name
-from medtune.result import OVER, differences, hash_of, plain, read_json, write_json
+from medtune.config.resolvers import folder_name
+from medtune.config.schema import Data, Run
+from medtune.config.serialize import differences, hash_of, plain
+from medtune.runtime.errors import Refusal
+from medtune.runtime.files import read_json, write_json
+from medtune.runtime.status import OVER
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +99,7 @@ class Ledger:
         alike = [row for row in done if row["configuration"]["data"] == plain(data)]
         if not alike:
             return
-        from medtune.data import prepare  # not before there is something to compare with
+        from medtune.data.prepared import prepare  # not before there is something to compare with
 
         found = prepare(data).fingerprint
         for row in alike:

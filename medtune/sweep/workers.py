@@ -17,12 +17,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from medtune import interruption
-from medtune.logs import named
+from medtune.runtime import interruption
+from medtune.runtime.logs import named
 from medtune.sweep.ledger import Member
 
 if TYPE_CHECKING:
-    from medtune.sweep.engine import Crew
+    from medtune.sweep.members import Desk
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Line(QueueHandler):
 class Workers:
     """`count` processes of one thread each that run the members of a crew."""
 
-    def __init__(self, crew: "Crew", count: int) -> None:
+    def __init__(self, crew: "Desk", count: int) -> None:
         self.crew, self.count = crew, count
         self.fork = multiprocessing.get_context("fork")
         self.processes: dict[Connection, BaseProcess] = {}

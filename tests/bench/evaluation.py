@@ -19,16 +19,18 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from medtune import adapter, model
-from medtune.checks import typed
-from medtune.config import Run
-from medtune.conversation import encode
-from medtune.data import prepare
-from medtune.groups import CONF, register
-from medtune.likelihood import likelihood
-from medtune.quiet import quiet_libraries
-from medtune.samples import answer, held_out, read_answer
-from medtune.tokens import tokenize
+from medtune.config.groups import CONF, register
+from medtune.config.schema import Run
+from medtune.config.validation import typed
+from medtune.data.prepared import prepare
+from medtune.data.tokenization.chat_template import encode
+from medtune.data.tokenization.dataset import tokenize
+from medtune.evaluation.answers import answer, held_out, read_answer
+from medtune.evaluation.likelihood import likelihood
+from medtune.modeling import base as model
+from medtune.modeling.lora import adapter
+from medtune.modeling.tokenizer import load_tokenizer
+from medtune.runtime.logs import quiet_libraries
 
 ROUNDS = 3
 ROWS = 48
@@ -43,7 +45,7 @@ def main() -> None:
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         run = typed(hydra.compose("train"), Run)
-    tokenizer = model.load_tokenizer(run.model)
+    tokenizer = load_tokenizer(run.model)
     tuned, theirs = (with_adapter(run, tokenizer) for _ in range(2))
     for module in theirs.modules():
         if isinstance(module, Linear4bit):

@@ -23,7 +23,8 @@ from gpu_trainers import MODELS, Bench
 from training_cases import ROOT
 from training_report import write_section
 
-from medtune.result import PACKAGES, git_commit, versions
+from medtune.results.run_folder import PACKAGES
+from medtune.runtime.environment import git_commit, versions
 
 TITLE = "LLaMA 3 8B's shapes on one GPU"
 PARTS = {

@@ -10,8 +10,8 @@ from gpu_trainers import WARM_UP, Bench, Stopwatch
 from training_report import table
 from transformers import PreTrainedModel
 
-from medtune.config import Run
-from medtune.sweep.pack import Lane, Pack
+from medtune.config.schema import Run
+from medtune.sweep.lockstep import Lane, Pack
 
 STEPS = 20
 # Different in everything that matters to a pass; dropout on, two passes a step.

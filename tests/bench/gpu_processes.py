@@ -13,9 +13,9 @@ from training_cases import ROOT
 from training_report import table
 from transformers import LlamaForCausalLM
 
-from medtune.data import prepare
-from medtune.tokens import tokenize
-from medtune.weights import random_config
+from medtune.data.prepared import prepare
+from medtune.data.tokenization.dataset import tokenize
+from medtune.modeling.weights import random_config
 
 RANKS, RATES = (8, 16), ("1e-4", "2e-4", "3e-4", "4e-4")
 STEPS, ACCUMULATION = 10, 4

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity
 from training_report import table
 from transformers import TrainerCallback
 
-from medtune.config import Run
+from medtune.config.schema import Run
 
 SHAPES = [Shape(1, 512), Shape(4, 512), Shape(4, 2048)]
 STEPS = 3

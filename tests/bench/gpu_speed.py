@@ -11,12 +11,13 @@ from gpu_trainers import Bench, Shape, Stopwatch
 from peft import PeftModel
 from training_report import table
 
-from medtune import adapter, frozen
-from medtune.config import Run
-from medtune.decoding import greedy
-from medtune.likelihood import likelihood
-from medtune.memory import member_bytes
-from medtune.sweep.pack import Lane, Pack
+from medtune.config.schema import Run
+from medtune.evaluation.likelihood import likelihood
+from medtune.modeling.frozen_base import view
+from medtune.modeling.generation import greedy
+from medtune.modeling.lora import adapter
+from medtune.modeling.memory import member_bytes
+from medtune.sweep.lockstep import Lane, Pack
 
 STEPS = 6
 MEMBERS = (1, 2, 4, 8, 16)  # 1: alone, in no pack
@@ -173,7 +174,7 @@ def void(_: object) -> None:
 
 def evaluation(bench: Bench) -> str:
     """Loss of 64 rows and greedy answers of 32 tokens, in batches of 8 and 32."""
-    tuned = adapter.attach(frozen.view(bench.base("medtune")), bench.run().lora, 0).eval()
+    tuned = adapter.attach(view(bench.base("medtune")), bench.run().lora, 0).eval()
     rows, longest = bench.rows(None)[:64], 8 if bench.tiny else 32
     ids, labels = ([row[name] for row in rows] for name in ("input_ids", "labels"))
     prompts = [row[:128] for row in ids[:32]]

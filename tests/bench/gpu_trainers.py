@@ -15,20 +15,24 @@ from plain import plain_trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 from trl import SFTTrainer
 
-from medtune import adapter, frozen, model
-from medtune.checks import typed
-from medtune.config import Model, Quantization, Run
-from medtune.graphs import RECORDER
-from medtune.groups import CONF, register
-from medtune.likelihood import Likelihood
-from medtune.memory import free_memory
-from medtune.quiet import quiet_libraries
-from medtune.sweep.alone import Alone
-from medtune.sweep.pack import Lane
-from medtune.sweep.passes import Trunk
-from medtune.sweep.recording import bucket
-from medtune.tokens import IGNORED, Tokens
-from medtune.trainer import AdapterTrainer, build_trainer
+from medtune.config.groups import CONF, register
+from medtune.config.schema import Model, Quantization, Run
+from medtune.config.validation import typed
+from medtune.data.tokenization.dataset import IGNORED, Tokens
+from medtune.evaluation.likelihood import Likelihood
+from medtune.modeling import base as model
+from medtune.modeling.attention import training_kernel
+from medtune.modeling.cuda_graphs import RECORDER
+from medtune.modeling.frozen_base import view
+from medtune.modeling.lora import adapter
+from medtune.modeling.memory import free_memory
+from medtune.modeling.multi_lora.backbone import Trunk
+from medtune.modeling.multi_lora.captured import bucket
+from medtune.modeling.multi_lora.exclusive import Alone
+from medtune.modeling.tokenizer import load_tokenizer
+from medtune.runtime.logs import quiet_libraries
+from medtune.sweep.lockstep import Lane
+from medtune.training.trainer import AdapterTrainer, build_trainer
 
 MODELS = {"8B": "llama3_8b_random", "tiny": "tiny_random"}
 UNTAUGHT = 0.4  # share of a row that is the patient's
@@ -63,8 +67,8 @@ class Bench:
         self.tiny = name == MODELS["tiny"]
         self.shape: Model = self.run().model
         self.device = model.device_for(self.shape)
-        self.attention = model.training_kernel(self.shape, 2048, self.device)
-        self.tokenizer: PreTrainedTokenizerBase = model.load_tokenizer(self.shape)
+        self.attention = training_kernel(self.shape, 2048, self.device)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.shape)
         self.bases: dict[str, PreTrainedModel] = {}
         self.footprint: dict[str, int] = {}
         self.recorded: list[float] = []  # seconds that a shape took
@@ -158,7 +162,7 @@ class Bench:
         if lane is None and self.on_gpu:
             place = Alone(self.base(side), checkpointing, self.attention, self.longest(length))
             place.trunk.records = recorded
-        tuned = adapter.attach(place.view() if place else frozen.view(self.base(side)), run.lora, run.seed)
+        tuned = adapter.attach(place.view() if place else view(self.base(side)), run.lora, run.seed)
         rows = Dataset.from_list(self.rows(length))
         few = rows.select(range(1))
         checkpointing = place.checkpointing if place else checkpointing
@@ -186,7 +190,7 @@ class Bench:
         set_seed(run.seed)
         rows, config = self.rows(length), run.trainer
         trainer = plain_trainer(
-            frozen.view(self.base("plain")),
+            view(self.base("plain")),
             self.tokenizer,
             {"train": rows, "validation": rows[:1]},
             run.lora.r,

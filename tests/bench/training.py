@@ -67,11 +67,11 @@ def prepare_rows(path: Path) -> str:
     """
     import hydra
 
-    from medtune.checks import typed
-    from medtune.config import Run
-    from medtune.groups import CONF, register
-    from medtune.train import lay_foundation
-    from medtune.weights import locate
+    from medtune.config.groups import CONF, register
+    from medtune.config.schema import Run
+    from medtune.config.validation import typed
+    from medtune.modeling.weights import locate
+    from medtune.training.pipeline import lay_foundation
 
     register()
     for overrides in (TINY, SMALL):

@@ -15,7 +15,8 @@ import psutil
 from tabulate import tabulate
 from training_cases import DEFAULT, MEDTUNE, PARTS, PLAIN, PLAIN_ROW, ROOT, TINY_MEMBERS, TINY_ONE, case_of
 
-from medtune.result import PACKAGES, git_commit, versions
+from medtune.results.run_folder import PACKAGES
+from medtune.runtime.environment import git_commit, versions
 
 TITLE = "Training on two CPU cores"
 

@@ -1,0 +1,118 @@
+"""The overrides that the user typed: completed, and every mistake that shows in them one line in the user's words."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from medtune.config.groups import groups, nearest, options
+from medtune.config.keys import did_you_mean, exists, is_mapping
+from medtune.config.validation import problem_with
+from medtune.runtime.errors import Refusal
+from medtune.runtime.files import read_json
+from medtune.runtime.status import OVER
+
+
+def into_sweep(words: list[str]) -> list[str]:
+    """The overrides of a command with `sweep=FOLDER`; with nothing but Hydra's own beside it, also those by which the
+    sweep in it was begun.
+
+    Raises `Refusal` when there is none.
+    """
+    named = next(word for word in words if word.startswith("sweep=")).partition("=")[2].strip("'\"")
+    folder = Path(named).expanduser()
+    given = [word for word in words if not word.startswith("sweep=")]
+    if not named:
+        raise Refusal("sweep= names no folder: sweep=multirun/medtune/TIME")
+    if all(word.startswith("hydra") for word in given):  # how it is run, not what
+        known = read_json(folder / "sweep.json").get("command")
+        if known is None:
+            raise Refusal(f"sweep={named}: no sweep in it to go on with: name a folder that holds a sweep.json")
+        anew = {word.partition("=")[0] for word in given}
+        given = [*(word for word in map(quoted, known) if word.partition("=")[0] not in anew), *given]
+    return [*given, f"hydra.sweep.dir='{folder}'"]
+
+
+def quoted(word: str) -> str:
+    """An override whose value has an = in it, as members' folders have, in the quotes that Hydra needs to read it."""
+    name, _, value = word.partition("=")
+    if "=" not in value or re.search(r"""['"{$]""", value):
+        return word
+    if listed := re.fullmatch(r"\[(.*)\]", value):
+        return f"{name}=[{','.join(repr(part.strip()) for part in listed[1].split(','))}]"
+    return f"{name}='{value}'" if "[" not in value else word
+
+
+def unswept(words: Sequence[str]) -> list[str]:
+    """The keys that have one value for all members of a sweep; none if there is no sweep."""
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    task = [override for override in parsed if not override.is_hydra_override()]
+    if not any(override.is_sweep_override() for override in task):
+        return []
+    return [override.get_key_element() for override in task if not override.is_sweep_override()]
+
+
+def problems_typed(words: list[str], schema: type) -> Iterator[str]:
+    """One line for each override that cannot be right, before Hydra composes anything."""
+    parser = OverridesParser.create()
+    for word in words:
+        if exists("run", schema) and Path(word).is_dir():
+            yield f"{word}: did you mean run={word}?"
+            continue
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            name, equals, value = word.partition("=")
+            hint = f"""quote the value twice, as '{name}="{value}"'""" if equals else f"did you mean {word}=…?"
+            yield f"{word}: not of the form key=value; {hint}"
+            continue
+        name = override.key_or_group
+        if override.is_delete() and is_mapping(name.rpartition(".")[0]):
+            continue  # a member of a mixture
+        elif override.is_delete():
+            yield f"{word}: nothing can be taken out of a run; change it, as {word.strip('~')}=…"
+        elif name == "hydra.run.dir" and is_over(Path(str(override.value()))):
+            # Here, because Hydra writes its own files into the folder before the run could refuse.
+            yield f"{override.value()} already holds a run, which would be overwritten: choose another hydra.run.dir"
+        elif name.startswith("hydra"):
+            continue
+        elif name in groups():
+            yield from unknown_options(override)
+        elif is_mapping(name.rpartition(".")[0]):
+            continue  # its names are another library's: Hydra says what is wrong with them
+        elif not exists(name, schema):
+            near = difflib.get_close_matches(name, groups(), n=1)
+            yield f"{name}: did you mean {near[0]}?" if near and "." not in name else did_you_mean(name, schema)
+        else:
+            for value in values_of(override):
+                problem = problem_with(name, value, schema)
+                if problem:
+                    yield problem
+
+
+def is_over(folder: Path) -> bool:
+    """Whether a folder holds a run that nothing is left to do of, or whose run.json cannot be read."""
+    return (folder / "run.json").exists() and read_json(folder / "run.json").get("status", "done") in OVER
+
+
+def unknown_options(override: Override) -> Iterator[str]:
+    """One line for each choice that a group does not have."""
+    group = override.key_or_group
+    for choice in map(str, values_of(override)):
+        if choice not in options(group):
+            yield f"{group}={choice}: {nearest(group, choice)}"
+
+
+def values_of(override: Override) -> list[Any]:
+    """The values an override gives its key: one, or several in a sweep. Interpolations are left to Hydra."""
+    if override.is_sweep_override():
+        if override.is_choice_sweep() or override.is_range_sweep():
+            return list(override.sweep_iterator())
+        return []  # glob() and interval() are resolved by the sweeper
+    value = override.value()
+    return [] if isinstance(value, str) and "${" in value else [value]

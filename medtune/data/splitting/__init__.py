@@ -1,0 +1,1 @@
+"""Rows -> train, validation and test, with nothing in common."""

@@ -1,0 +1,138 @@
+"""Messages -> token ids, and which of them are taught.
+
+The chat template is rendered around placeholders; its own pieces are encoded with control tokens, the contents without.
+A control token typed into a message therefore stays text, in training as in chat, and the taught tokens are known
+exactly: each answer and the end-of-turn token that follows it. On stripped text the result equals
+`tokenizer.apply_chat_template` where no control token is typed, and Meta's reference `ChatFormat` even where one is.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+
+from transformers import PreTrainedTokenizerBase
+
+from medtune.data.store import Conversation
+from medtune.runtime.errors import Refusal
+
+# Private-use characters: no template writes them, and contents never pass through the template.
+PLACEHOLDER = "\ue000{}\ue001"
+PLACEHOLDERS = re.compile("\ue000(\\d+)\ue001")
+# Llama 3.2's template prints today's date otherwise, and yesterday's adapter would answer another prompt today.
+TEMPLATE_DATE = "26 Jul 2024"
+BATCH = 500  # conversations encoded at a time
+
+
+@dataclass
+class Encoded:
+    """Token ids of a conversation, and for each of them whether the loss is taken on it."""
+
+    input_ids: list[int]
+    taught: list[bool]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False
+) -> Encoded:
+    """Render messages as the model's chat template does.
+
+    Taught are the tokens of every assistant message and the end-of-turn token after it. With `add_generation_prompt`
+    the result is the prompt for the next answer. Raises `Refusal` if the template drops a message or has no end-of-turn
+    token after an answer.
+    """
+    roles = tuple(message["role"] for message in messages)
+    return assemble(tokenizer, roles, contents_of(tokenizer, messages), add_generation_prompt)
+
+
+def contents_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[list[int]]:
+    """Token ids of each message's content; control tokens typed in it stay text."""
+    texts = [message["content"] for message in messages]
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def assemble(
+    tokenizer: PreTrainedTokenizerBase,
+    roles: tuple[str, ...],
+    contents: Sequence[list[int]],
+    add_generation_prompt: bool = False,
+) -> Encoded:
+    """Put the template's own tokens around the contents of messages with these roles."""
+    frame = frame_of(tokenizer, str(tokenizer.chat_template), roles, add_generation_prompt)
+    ids, taught = list(frame[0]), [False] * len(frame[0])
+    for role, content, piece in zip(roles, contents, frame[1:], strict=True):
+        answer = role == "assistant"
+        ids += [*content, *piece]
+        taught += [answer] * len(content) + [answer and place == 0 for place in range(len(piece))]
+    return Encoded(ids, taught)
+
+
+@lru_cache(maxsize=256)
+def frame_of(
+    tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...], add_generation_prompt: bool
+) -> list[list[int]]:
+    """The template's own token ids before, between and after the contents of messages with these roles.
+
+    `template` is the tokenizer's, named so that a change of it is seen. Raises `Refusal` as `encode` does.
+    """
+    blanks = [{"role": role, "content": PLACEHOLDER.format(i)} for i, role in enumerate(roles)]
+    rendered = tokenizer.apply_chat_template(
+        blanks, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=TEMPLATE_DATE
+    )
+    pieces = PLACEHOLDERS.split(str(rendered))  # template, index, template, index, …, template
+    if [int(i) for i in pieces[1::2]] != list(range(len(roles))):
+        raise Refusal("the model's chat template does not show every message once, in order: use another base model")
+    frame = [tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else [] for piece in pieces[::2]]
+    control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    for role, piece in zip(roles, frame[1:], strict=True):
+        if role == "assistant" and (not piece or piece[0] not in control):
+            raise Refusal("the model's chat template has no end-of-turn token after an answer")
+    return frame
+
+
+def shortened(messages: Sequence[dict[str, str]], dropped: int) -> list[dict[str, str]]:
+    """A conversation without its earliest `dropped` messages; the system message stays."""
+    return [*messages[:1], *messages[1 + dropped :]]
+
+
+@dataclass
+class Fitted:
+    """A conversation as token ids, or None where its last answer does not fit.
+
+    `dropped`: earliest messages left out; `length`: in tokens, before that.
+    """
+
+    conversation: Conversation
+    encoded: Encoded | None
+    dropped: int
+    length: int
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The messages that the tokens stand for."""
+        return shortened(self.conversation.messages, self.dropped)
+
+
+def fit(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation], max_length: int) -> Iterator[Fitted]:
+    """Encode conversations in `max_length` tokens by leaving out their earliest exchanges.
+
+    An answer is never cut: where the last question and its answer do not fit, there are no tokens.
+    """
+    waiting = iter(conversations)
+    while batch := list(islice(waiting, BATCH)):
+        # One call for all texts of a batch: a call costs as much as fifty words.
+        contents = iter(contents_of(tokenizer, [m for c in batch for m in c.messages]))
+        for conversation in batch:
+            own = list(islice(contents, len(conversation.messages)))
+            roles = tuple(m["role"] for m in conversation.messages)
+            length = 0
+            for dropped in range(0, len(roles) - 1, 2):
+                kept = slice(1 + dropped, None)
+                encoded = assemble(tokenizer, roles[:1] + roles[kept], own[:1] + own[kept])
+                length = length or len(encoded.input_ids)
+                if len(encoded.input_ids) <= max_length:
+                    yield Fitted(conversation, encoded, dropped, length)
+                    break
+            else:
+                yield Fitted(conversation, None, len(roles) - 1, length)

@@ -1,0 +1,1 @@
+"""Metrics of an answer: lexical, semantic, facts, fluency."""

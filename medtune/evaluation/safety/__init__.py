@@ -1,0 +1,1 @@
+"""Safety prompts, the rubric that judges answers to them, and the gate."""

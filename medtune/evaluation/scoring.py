@@ -1,0 +1,146 @@
+"""What a model said on the test set -> scores of every answer, and means with intervals beside floor and ceiling."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from medtune.evaluation.answers import END_OF_TURN
+from medtune.evaluation.eval_set import Examination
+from medtune.evaluation.metrics import facts, fluency, lexical, semantic
+from medtune.evaluation.outputs import Measured
+from medtune.results.metrics import METRICS
+from medtune.results.statistics import Bootstrap, Estimate
+from medtune.runtime.errors import Refusal
+
+
+@dataclass
+class Scores:
+    """Numbers of single examples: arrays by metric, over the answers to the test questions.
+
+    `floor`: the same with answers shuffled among the questions. `ceiling`: of another doctor's answer; NaN where there
+    is none.
+    """
+
+    answers: dict[str, np.ndarray]
+    floor: dict[str, np.ndarray]
+    ceiling: dict[str, np.ndarray]
+
+
+def score(exam: Examination, measured: Measured, encoder: semantic.Encoder | None) -> Scores:
+    """Score the answers to the test questions; without an encoder those that need one are left out."""
+    if not exam.answered:
+        return Scores({}, {}, {})
+    texts = [answer.text for answer in measured.answers[: len(exam.answered)]]
+    references = [question.reference for question in exam.tested]
+    asked = [question.messages[-1]["content"] for question in exam.tested]
+    found = against_reference(texts, references, encoder)
+    if encoder is not None:
+        found["reciprocal_rank"] = 1 / semantic.question_ranks(encoder.encode(texts), encoder.encode(asked))
+    found["base_nll"] = measured.fluency.nll
+    found["repetition"] = np.array([fluency.repetition(text) for text in texts])
+    found["boilerplate"] = fluency.boilerplate(texts)
+    found["ended"] = np.array([float(a.stop == END_OF_TURN) for a in measured.answers[: len(texts)]])
+    found["length_ratio"] = fluency.length_ratio(texts, references)
+    return Scores(found, floor(exam, texts, references, encoder), ceiling(exam, references, encoder))
+
+
+def against_reference(
+    texts: Sequence[str], references: Sequence[str], encoder: semantic.Encoder | None
+) -> dict[str, np.ndarray]:
+    """Scores of texts beside the doctors' answers."""
+    found = lexical.scores(texts, references)
+    if encoder is not None:
+        found["similarity"] = semantic.similarity(encoder.encode(texts), encoder.encode(references))
+    pairs = list(zip(texts, references, strict=True))
+    found["fact_agreement"] = np.array([facts.agreement(text, reference) for text, reference in pairs])
+    found["contradicted"] = np.array([facts.contradicted(text, reference) for text, reference in pairs])
+    return found
+
+
+def floor(
+    exam: Examination, texts: Sequence[str], references: Sequence[str], encoder: semantic.Encoder | None
+) -> dict[str, np.ndarray]:
+    """What an answer to another group's question scores: a metric that is not far above this sees no content."""
+    found = against_reference([texts[place] for place in shuffled(exam.answered_groups)], references, encoder)
+    if encoder is not None:
+        found["reciprocal_rank"] = np.full(len(texts), semantic.chance_reciprocal_rank(len(texts)))
+    return found
+
+
+def shuffled(groups: Sequence[str]) -> list[int]:
+    """For each place another one, half a set away or further, of another group if there is one."""
+    count = len(groups)
+    return [
+        next(
+            (j for step in range(count) if groups[j := (place + count // 2 + step) % count] != groups[place]),
+            (place + count // 2) % count,
+        )
+        for place in range(count)
+    ]
+
+
+def ceiling(exam: Examination, references: Sequence[str], encoder: semantic.Encoder | None) -> dict[str, np.ndarray]:
+    """What another doctor's answer to the same question scores; NaN where the set has none."""
+    there = [place for place, text in enumerate(exam.others) if text]
+    found = against_reference([exam.others[p] for p in there], [references[p] for p in there], encoder) if there else {}
+    result = {}
+    for name, values in found.items():
+        result[name] = np.full(len(references), np.nan)
+        result[name][there] = values
+    return result
+
+
+def encoder_or_none() -> tuple[semantic.Encoder | None, str]:
+    """The sentence encoder, or None and the line that says how to get it."""
+    try:
+        return semantic.Encoder(), ""
+    except Refusal as refusal:
+        return None, str(refusal)
+
+
+def estimates(exam: Examination, measured: Measured, scores: Scores, resamples: int) -> dict[str, dict[str, Any]]:
+    """For each metric the mean with its interval, floor and ceiling, as JSON values."""
+    result: dict[str, dict[str, Any]] = {}
+    for name, (values, weights, bootstrap) in columns(exam, measured, scores, resamples).items():
+        result[name] = numbers(bootstrap.ratio(values, weights))
+        for bound in ("floor", "ceiling"):
+            drawn = getattr(scores, bound).get(name)
+            if drawn is not None and np.isfinite(drawn).any():
+                result[name][bound] = float(np.nanmean(drawn))
+    return result
+
+
+def differences(
+    exam: Examination, ours: tuple[Measured, Scores], theirs: tuple[Measured, Scores], resamples: int
+) -> dict[str, dict[str, Any]]:
+    """For each metric that has a better and a worse: our mean minus theirs, paired by example, and the word for it."""
+    result = {}
+    of_theirs = columns(exam, *theirs, resamples)
+    for name, (values, weights, bootstrap) in columns(exam, *ours, resamples).items():
+        higher = METRICS[name].higher_is_better
+        if higher is not None:
+            estimate = bootstrap.difference(values, of_theirs[name][0], weights)
+            result[name] = numbers(estimate) | {"verdict": estimate.verdict(higher)}
+    return result
+
+
+def columns(
+    exam: Examination, measured: Measured, scores: Scores, resamples: int
+) -> dict[str, tuple[np.ndarray, np.ndarray | None, Bootstrap]]:
+    """Each metric's numbers, their weights (taught tokens, or none), and how its examples are drawn."""
+    rows, answers = Bootstrap(exam.groups, resamples), Bootstrap(exam.answered_groups, resamples)
+    found: dict[str, tuple[np.ndarray, np.ndarray | None, Bootstrap]] = {
+        "loss": (measured.likelihood.nll, measured.likelihood.tokens, rows),
+        "token_accuracy": (measured.likelihood.correct, measured.likelihood.tokens, rows),
+    }
+    if exam.answered:
+        weights = {"base_nll": measured.fluency.tokens}
+        found |= {n: (scores.answers[n], weights.get(n), answers) for n in METRICS if n in scores.answers}
+    return found
+
+
+def numbers(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as JSON values; null for what is no number."""
+    return {name: None if value != value else value for name, value in asdict(estimate).items()}

@@ -1,0 +1,121 @@
+"""conf/model + conf/quantization -> tokenizer and frozen base, ready for an adapter."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_flash_attn_2_available
+
+from medtune.config.enums import Attention, Dtype, QuantizationType, Weights
+from medtune.config.schema import Model, Quantization
+from medtune.modeling.attention import kernel
+from medtune.modeling.fused_layers import fuse
+from medtune.modeling.memory import GIGABYTE
+from medtune.modeling.quantized import keep_gradients_after_evaluation, place_8bit_states, unpack
+from medtune.modeling.weights import from_source, locate, random_config, random_weights
+from medtune.runtime.errors import Refusal
+
+log = logging.getLogger(__name__)
+
+
+def load_base(
+    model: Model, quantization: Quantization | None, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> PreTrainedModel:
+    """Load the base, quantized and frozen, on `device`.
+
+    Its generation stops at any of `model.stop_tokens`, and its name is the hub id, whatever folder it came from.
+    Raises `Refusal` when the weights cannot be had, or the attention kernel is not installed.
+    """
+    if model.attn_implementation is Attention.flash_attention_2 and not is_flash_attn_2_available():
+        raise Refusal("model.attn_implementation=flash_attention_2 needs a GPU and the package flash-attn: choose sdpa")
+    dtype = dtype_for(model, device)
+    wanted: dict[str, Any] = {
+        "dtype": dtype,
+        "quantization_config": quantization_config(quantization, dtype),
+        "attn_implementation": kernel(model.attn_implementation),
+        "device_map": {"": device},
+        "trust_remote_code": False,
+    }
+    if model.weights is Weights.random:
+        config = random_config(model, tokenizer)
+        weights: Any = random_weights(config, dtype, device)
+        base = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, **wanted)
+    else:
+        source = locate(model)
+        base = from_source(
+            model, lambda: AutoModelForCausalLM.from_pretrained(source, revision=model.revision, **wanted)
+        )
+    base.requires_grad_(False)
+    place_8bit_states(base)
+    keep_gradients_after_evaluation(base)
+    base.name_or_path = base.config._name_or_path = model.hub_id  # what PEFT writes into adapter_config.json
+    base.config.pad_token_id = tokenizer.pad_token_id
+    base.generation_config.pad_token_id = tokenizer.pad_token_id
+    base.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids(token) for token in model.stop_tokens]
+    log.info(
+        "base: %s, %s, %s, %.2f GB on %s",
+        model.hub_id,
+        quantization.type.name if quantization else "not quantized",
+        str(dtype).removeprefix("torch."),
+        base.get_memory_footprint() / GIGABYTE,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
+    )
+    unpack(base)
+    fuse(base)
+    return base
+
+
+def device_for(model: Model) -> torch.device:
+    """The first GPU, or the CPU. Raises `Refusal` for a model that needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    if model.needs_gpu:
+        raise Refusal(
+            f"{model.hub_id} needs an NVIDIA GPU, and PyTorch finds none on this machine: run it where there is one, "
+            "or choose a small model, as model=smollm2_135m"
+        )
+    return torch.device("cpu")
+
+
+def dtype_for(model: Model, device: torch.device) -> torch.dtype:
+    """`model.dtype` as a torch dtype; `auto` is bfloat16, or float16 on a GPU without it.
+
+    Raises `Refusal` for float16 on a CPU.
+    """
+    if model.dtype is Dtype.float16 and device.type == "cpu":
+        raise Refusal("model.dtype=float16 trains on a GPU only: on a CPU choose bfloat16 or float32")
+    if model.dtype is not Dtype.auto:
+        return getattr(torch, model.dtype.name)
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def require_context(base: PreTrainedModel, max_length: int) -> None:
+    """Raises `Refusal` when conversations may be longer than the positions that the base was trained for."""
+    context = base.config.max_position_embeddings
+    if max_length > context:
+        raise Refusal(
+            f"trainer.max_length={max_length} is more than the {context} tokens that {base.name_or_path} reads"
+        )
+
+
+def quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> Any:
+    """The `BitsAndBytesConfig` of a quantization, or None. https://huggingface.co/docs/bitsandbytes"""
+    if quantization is None:
+        return None
+    if quantization.type is QuantizationType.int8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type.name,
+        bnb_4bit_use_double_quant=quantization.double_quantization,
+        bnb_4bit_compute_dtype=dtype,
+    )

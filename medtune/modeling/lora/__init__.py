@@ -1,0 +1,1 @@
+"""LoRA layers: attaching, saving, and the fused function that trains them."""

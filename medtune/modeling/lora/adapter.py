@@ -1,0 +1,161 @@
+"""conf/lora -> the base with a LoRA adapter; save it so that it says what it needs, and prove that it loads again."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from medtune.config.schema import Lora
+from medtune.modeling.lora.files import weights_of
+from medtune.modeling.lora.linear import use_low_rank
+from medtune.runtime.errors import Refusal
+
+
+def attach(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+    """Attach a fresh adapter in float32, the only part that trains.
+
+    The seed is set right before, so that a member of a sweep starts from the same weights as the same run alone,
+    whatever ran before it. Raises `Refusal` when one of `lora.target_modules` is no linear layer of the base.
+    """
+    # The head is left out: SFTTrainer takes the loss from its plain weights.
+    linear = {n.rsplit(".", 1)[-1] for n, m in base.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
+    missing = [name for name in lora.target_modules if name not in linear]
+    if missing:
+        known = ", ".join(sorted(linear))
+        raise Refusal(f"lora.target_modules: {base.name_or_path} has no layer {', '.join(missing)}; it has {known}")
+    config = LoraConfig(task_type="CAUSAL_LM", **asdict(lora))
+    set_seed(seed)
+    model = get_peft_model(base, config)
+    use_low_rank(model)
+    return model
+
+
+def to_float32(model: PeftModel) -> None:
+    """Hold the adapter in float32: TRL casts the adapter of a 4-bit base to bfloat16, where small updates are lost."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def trainable_parameters(model: PeftModel) -> tuple[int, int]:
+    """(parameters that train, all parameters), counting a quantized weight as what it stands for."""
+    return model.get_nb_trainable_parameters()
+
+
+class Damaged(Exception):
+    """An adapter that must not be used."""
+
+
+def require_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, hub_id: str) -> None:
+    """Raises `Refusal` when an adapter was trained with another vocabulary than that of its base here."""
+    try:
+        trained = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # of whichever library met the damage
+        first = " ".join(str(error).split())[:100]
+        raise Refusal(f"{folder}: its tokenizer cannot be read ({first}): copy the folder again") from None
+    if trained.get_vocab() != tokenizer.get_vocab():
+        raise Refusal(
+            f"{folder} was trained with a vocabulary of {len(trained):,} tokens that is not the one of {hub_id} "
+            f"({len(tokenizer):,}): choose its base with model=…"
+        )
+
+
+def load(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Attach a saved adapter, in float32 as it was trained.
+
+    Raises `Refusal` when it does not fit the base, lacks a weight, or holds one that is not finite.
+    """
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=True)
+    except (RuntimeError, ValueError) as error:
+        raise Refusal(f"{folder} does not fit {base.name_or_path}: {str(error).splitlines()[0]}") from None
+    with safe_open(weights_of(folder), "pt") as tensors:
+        # save_embedding_layers: the default asks the hub whether the vocabulary was resized.
+        lacking = sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - set(tensors.keys()))
+    if lacking:
+        raise Refusal(f"{folder} lacks {len(lacking)} of its weights, {lacking[0]} the first: copy it again")
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and not torch.isfinite(parameter).all():
+            raise Refusal(f"{folder}: {name} is not finite: the adapter answers nothing; train again")
+    use_low_rank(model)
+    return model
+
+
+def release(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, input_ids: list[int]) -> None:
+    """Save the adapter, prove that it loads as it was trained, and only then give it its name.
+
+    `input_ids`: the tokens of a row to compare on. Raises `Damaged`.
+    """
+    unfinished = folder.with_name(f".{folder.name}")
+    save(model, tokenizer, unfinished)
+    verify(model, unfinished, input_ids)
+    shutil.rmtree(folder, ignore_errors=True)  # of the same run, when what followed it was interrupted
+    unfinished.rename(folder)
+
+
+def save(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write adapter, tokenizer with its chat template, and a card; the base is named by its hub id.
+
+    Raises `Damaged` if a weight is not finite: such an adapter answers nothing.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise Damaged(f"{name} is not finite; nothing was saved")
+    # save_embedding_layers: the default asks the hub whether the vocabulary was resized.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card(cast(LoraConfig, model.peft_config[model.active_adapter])), encoding="utf-8")
+
+
+def card(config: LoraConfig) -> str:
+    """The model card of an adapter (https://huggingface.co/docs/hub/model-cards), in place of PEFT's empty form."""
+    base, modules = config.base_model_name_or_path, ", ".join(sorted(config.target_modules or []))
+    return f"""---
+base_model: {base}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, qlora, medtune]
+---
+
+# LoRA adapter of {base} for patient-doctor conversations
+
+Trained with medtune: rank {config.r}, alpha {config.lora_alpha:g}, on {modules}.
+
+For research. It is no medical device, no clinician has reviewed its answers, and they are not medical advice.
+
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+"""
+
+
+def verify(model: PeftModel, folder: Path, input_ids: list[int]) -> None:
+    """Load the saved adapter beside the trained one and compare what they say to the bit.
+
+    `input_ids`: the tokens of one row. Raises `Damaged` when the logits differ.
+    """
+    row = torch.tensor([input_ids], device=model.device)
+    trained = model.active_adapter
+    mode = model.training
+    model.eval()
+    with torch.no_grad():
+        in_memory = model(input_ids=row, use_cache=False).logits
+        model.load_adapter(str(folder), adapter_name="reloaded", autocast_adapter_dtype=True)
+        use_low_rank(model)
+        model.set_adapter("reloaded")
+        reloaded = model(input_ids=row, use_cache=False).logits
+    model.set_adapter(trained)
+    model.delete_adapter("reloaded")
+    model.train(mode)
+    if not torch.equal(in_memory, reloaded):
+        difference = (in_memory - reloaded).abs().max().item()
+        raise Damaged(f"{folder} does not load as it was trained: logits differ by up to {difference:.3g}")

@@ -1,0 +1,1 @@
+"""Several adapters on one frozen base in one pass."""

@@ -1,0 +1,73 @@
+"""Members against the base model and against each other."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from medtune.results.reader import Member, losses
+from medtune.results.statistics import Bootstrap, Estimate
+
+
+def spread(numbers: dict[str, Any] | None, form: str = ".4f") -> str:
+    """A mean and its interval: 3.7560 (3.61 to 3.90)."""
+    if not numbers or numbers["value"] is None:
+        return ""
+    if numbers["low"] is None or numbers["low"] != numbers["low"]:  # NaN: too few groups
+        return f"{numbers['value']:{form}}"
+    short = form.replace(".4f", ".3f")
+    return f"{numbers['value']:{form}} ({numbers['low']:{short}} to {numbers['high']:{short}})"
+
+
+def verdicts(members: Sequence[Member]) -> Iterator[str]:
+    """What validation chose beside the base and everything else, paired over the same test conversations."""
+    tested = [member for member in members if "tuned" in member.test]
+    if not tested:
+        return
+    chosen, *others = sorted(replicates(tested), key=lambda group: np.mean([member.eval_loss for member in group]))
+    test = chosen[0].test
+    lines = [f"{called(chosen)}, chosen by eval_loss, on {test['conversations']} test conversations in"]
+    lines[0] += f" {test['groups']} groups (difference of test loss, paired, 95 %):"
+    lines.append(f"  than the untuned base: {outcome(paired(chosen, chosen[:1], 'base_nll'))}")
+    for other in others:
+        if losses(other[0])["conversation"] == losses(chosen[0])["conversation"]:
+            lines.append(f"  than {called(other)}: {outcome(paired(chosen, other, 'tuned_nll'))}")
+        else:
+            lines.append(f"  than {called(other)}: not comparable, its test set is another")
+    yield "\n".join([*lines, *(spread_of_seeds(group) for group in (chosen, *others) if len(group) > 1)])
+
+
+def replicates(tested: Sequence[Member]) -> list[list[Member]]:
+    """Members that differ by their seed alone, together."""
+    configurations: dict[str, list[Member]] = {}
+    for member in tested:
+        same = {name: value for name, value in member.run["configuration"].items() if name not in ("seed", "name")}
+        configurations.setdefault(json.dumps(same, sort_keys=True), []).append(member)
+    return list(configurations.values())
+
+
+def called(group: Sequence[Member]) -> str:
+    """The name of a member, or of several that differ by their seed."""
+    names = ", ".join(member.name for member in group)
+    return names if len(group) == 1 else f"the mean of {names}"
+
+
+def outcome(estimate: Estimate) -> str:
+    """A difference of losses and the word for it."""
+    return f"{spread(vars(estimate), '+.4f')}: {estimate.verdict(higher_is_better=False)}"
+
+
+def paired(ours: Sequence[Member], theirs: Sequence[Member], column: str) -> Estimate:
+    """Our test loss minus theirs, drawn over the groups of their common test set; of seeds the mean on each row."""
+    first = losses(ours[0])
+    a = np.mean([losses(member)["tuned_nll"] for member in ours], axis=0)
+    b = np.mean([losses(member)[column] for member in theirs], axis=0)
+    return Bootstrap(first["group"], ours[0].test["resamples"]).difference(a, b, np.array(first["tokens"], float))
+
+
+def spread_of_seeds(group: Sequence[Member]) -> str:
+    """How much chance in training moves the test loss, which the intervals above, over conversations, do not hold."""
+    found = [member.test["tuned"]["scores"]["loss"]["value"] for member in group]
+    chance = f"test loss {np.mean(found):.4f}, standard deviation {np.std(found, ddof=1):.4f}"
+    return f"  {len(found)} seeds ({', '.join(member.name for member in group)}): {chance}"

@@ -1,0 +1,36 @@
+"""Result folder -> RunResult."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import parquet
+
+from medtune.runtime.files import read_json
+
+
+@dataclass
+class Member:
+    """A run and what was measured of it: `results` is its folder, or one inside it for the test set of other data."""
+
+    folder: Path
+    results: Path
+
+    def __post_init__(self) -> None:
+        self.run = read_json(self.folder / "run.json")
+        self.metrics = read_json(self.folder / "metrics.json")
+        self.test: dict[str, Any] = read_json(self.results / "metrics.json").get("test", {})
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def eval_loss(self) -> float:
+        """The best on the validation set, by which members are chosen; infinite where there is none."""
+        return self.metrics.get("best", {}).get("eval_loss", float("inf"))
+
+
+def losses(member: Member) -> dict[str, list[Any]]:
+    """The columns of eval_loss.parquet."""
+    return parquet.read_table(member.results / "eval_loss.parquet").to_pydict()

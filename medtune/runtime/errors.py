@@ -1,0 +1,22 @@
+"""Errors that end a run, and how they are told."""
+
+
+class Refusal(Exception):
+    """The user's mistake, or their machine's limit: each line names what is wrong and what to do."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+class Failure(Exception):
+    """A run started and did not finish; its folder holds the traceback."""
+
+
+class Paused(Exception):
+    """A run was asked to stop at an evaluation, and can go on from there."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,49 @@
+"""Reading and writing of small files."""
+
+import contextlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader, or a crash, never meets half a file."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def now() -> str:
+    """The time, as run.json has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty if there is no complete one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines, but not a last line that was cut off; none if there is no file."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append JSON lines."""
+    with path.open("a", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")

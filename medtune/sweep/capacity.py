@@ -1,0 +1,70 @@
+"""A group of members and a machine -> how many of them are run at a time, and how."""
+
+import logging
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from medtune.config.enums import QuantizationType
+from medtune.config.schema import Run
+from medtune.modeling.memory import free_bytes, member_bytes, needs_checkpointing
+from medtune.runtime.errors import Refusal
+from medtune.training.shared_inputs import Foundation
+
+log = logging.getLogger(__name__)
+
+MOST = 16  # members in one pass, where nobody said how many: beyond, a pass is no faster for each
+PROCESS_BYTES = 1.5e9  # what a worker takes on a CPU beside training: answers in batches, scores
+
+
+@dataclass
+class Size:
+    """`width` members train together, or as many as `processes` each on a core of its own."""
+
+    width: int
+    processes: int
+    checkpointing: bool
+
+
+def plan(runs: Sequence[Run], foundation: Foundation, width: int | None, processes: int | None) -> Size:
+    """Decide what was left open.
+
+    On a GPU, as many members go together as its memory holds. On a CPU packing saves nothing, but two processes of one
+    thread do 1.4 times the work of one process of two: as many processes as there are cores and memory.
+    """
+    base = foundation.base
+    forks = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+    problems = []
+    if processes and processes > 1 and (base.device.type == "cuda" or not forks):
+        problems.append("hydra.launcher.processes works on a CPU under Linux only: leave it out")
+    if processes and width and processes > 1 and width > 1:
+        problems.append("hydra.launcher.processes, hydra.launcher.width: members train together or apart: choose one")
+    int8 = any(run.quantization and run.quantization.type is QuantizationType.int8 for run in runs)
+    if int8 and width and width > 1:  # its outlier columns are those of all rows
+        problems.append("hydra.launcher.width: members in int8 would change each other: choose quantization=nf4")
+    if problems:
+        raise Refusal(*problems)
+    checkpointing = any([needs_checkpointing(run, base) for run in runs])
+    free = free_bytes(base.device)
+    needed = max(member_bytes(run, base, checkpointing) for run in runs)
+    cores = torch.get_num_threads()  # as OMP_NUM_THREADS has it, if that is set
+    if width is None:
+        # PyTorch holds a seventh more than a recorded pass uses, twice as much where activations are recomputed.
+        share = 0.5 if checkpointing else 0.8
+        fits = int(share * free / needed) if base.device.type == "cuda" and not int8 else 1
+        width = max(1, min(len(runs), MOST, fits))
+    if processes is None:
+        alone = base.device.type == "cuda" or width > 1 or not forks
+        processes = 1 if alone else min(cores, len(runs), int(0.9 * free / (needed + PROCESS_BYTES)))
+        if 2 * processes <= cores:  # one after another on all cores is faster
+            processes = 1
+    processes = max(1, min(processes, len(runs)))
+    if processes > 1:
+        width = 1
+    # A forked process has one thread: OpenMP's pool does not survive the fork, and would be waited for for ever.
+    if processes > 1:
+        log.info("%s members at a time, each on its own core", processes)
+    return Size(width, processes, checkpointing)

@@ -1,0 +1,145 @@
+"""One run: shared inputs, adapter, trainer, fit, test set, result folder."""
+
+import gc
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medtune.config.schema import Run
+from medtune.config.serialize import plain
+from medtune.evaluation.benchmarks import load_tasks
+from medtune.results import checkpoints
+from medtune.results.run_folder import Result
+from medtune.results.tracking import Tracker, require_account
+from medtune.runtime.interruption import deferred
+from medtune.runtime.logs import FILE_ONLY, quiet_libraries
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from medtune.modeling.multi_lora.handle import Place
+    from medtune.training.shared_inputs import Foundation
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    run: Run,
+    out: Path,
+    foundation: "Foundation | None" = None,
+    lane: "Place | None" = None,
+    pause_at: int | None = None,
+    watch: Callable[..., None] = lambda **values: None,
+) -> float:
+    """Train one adapter into the result folder `out` and return its best validation loss (nats per taught token).
+
+    A folder that holds the same run, unfinished, is gone on with from its newest complete checkpoint, and ends as if
+    nothing had happened. `foundation`: the data and the base, shared by the members of a sweep; a single run builds its
+    own. `lane`: the member's place in a pack. `pause_at`: the optimizer step after which to stop for now. `watch`: told
+    how far it is.
+
+    The order matters: what is cheap to refuse comes first, and the adapter is attached last, right after seeding.
+    Raises `Refusal` for the user's mistakes, `Paused`, and `Failure` for anything else, recorded in run.json; on an
+    interruption the run is marked and saved.
+    """
+    with Result(run, out) as result, deferred():
+        foundation = foundation or lay_foundation(run)
+        from medtune.data.splitting.question_hashes import write_questions
+        from medtune.modeling.attention import training_kernel
+        from medtune.modeling.frozen_base import view
+        from medtune.modeling.lora import adapter
+        from medtune.modeling.memory import needs_checkpointing, reset_peak_memory
+        from medtune.modeling.multi_lora.exclusive import Alone
+        from medtune.training.callbacks import Report
+        from medtune.training.trainer import build_trainer
+
+        conversations, tokenizer, tokens = foundation.conversations, foundation.tokenizer, foundation.tokens
+        shutil.copyfile(conversations.rejects, out / "rejects.jsonl")
+        tokens.record(out / "rejects.jsonl")
+        write_questions([conversations.train, conversations.validation], out / "trained_on.parquet")
+        result.record(foundation.facts(run))
+        untuned = foundation.untuned(run)
+
+        reset_peak_memory()
+        base = foundation.base
+        if lane is None and base.device.type == "cuda":
+            attention = training_kernel(run.model, run.trainer.max_length, base.device)
+            lane = Alone(base, needs_checkpointing(run, base), attention, tokens.longest)
+        tuned = adapter.attach(lane.view() if lane else view(base), run.lora, run.seed)
+        trained, total = adapter.trainable_parameters(tuned)
+        checkpointing = lane.checkpointing if lane else needs_checkpointing(run, base)
+        result.record({"trainable_parameters": trained, "total_parameters": total, "checkpointing": checkpointing})
+        log.info(
+            "speed: loss on taught positions only, %s, activations %s",
+            "rows of like length together" if run.trainer.group_by_length else "rows as drawn",
+            "recomputed (gradient checkpointing)" if checkpointing else "kept",
+        )
+        log.info("adapter: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
+
+        saved = checkpoints.newest(out / "checkpoints")
+        member, sweep = out.name, f"{run.name}/{out.parent.name}"
+        started = result.facts["started"]
+        with Tracker(out, run.wandb, member, sweep, plain(run), saved, started) as tracker:
+            report = Report(
+                tracker, tokenizer, foundation.questions(run), untuned.answers, run.eval, out / "metrics.json", watch
+            )
+            trainer = build_trainer(
+                tuned, tokenizer, tokens, run, out / "checkpoints", [report], untuned.likelihood, checkpointing
+            )
+            trainer.pause_at = pause_at
+            trainer.place = lane
+            tracker.summarize({f"data/{name}": count for name, count in conversations.report["funnel"].items()})
+            trainer.run(saved)
+            if lane:
+                lane.release()  # what follows needs the memory
+            try:
+                foundation.require_unchanged()
+            except Exception:
+                shutil.rmtree(out / "checkpoints")  # they were trained on it
+                raise
+            adapter.release(tuned, tokenizer, out / "adapter", tokens.validation[0]["input_ids"])
+            metrics = report.metrics()
+            tracker.summarize(metrics)
+            if run.eval.final:
+                test(tuned, foundation, run, result, tracker)
+    return metrics["best"]["eval_loss"]
+
+
+def lay_foundation(run: Run) -> "Foundation":
+    """Prepare the data and load the base; what is cheap to refuse first. Raises `Refusal`."""
+    require_account(run.wandb.mode)
+    if run.eval.final and run.eval.benchmarks:
+        load_tasks(run.eval.benchmarks)  # their data: not after hours of training
+    from medtune.data import funnel
+    from medtune.data.prepared import prepare
+
+    conversations = prepare(run.data)
+    funnel.announce(conversations.report)
+    quiet_libraries()
+    # Importing these takes ten seconds: not before the data is known to be good.
+    from medtune.modeling.memory import keep_freed_memory
+    from medtune.training.shared_inputs import lay
+
+    gc.freeze()  # they stay: looking them over at the end of the process would take another second
+    keep_freed_memory()
+    return lay(run, conversations)
+
+
+def test(tuned: "PeftModel", foundation: "Foundation", run: Run, result: Result, tracker: Tracker) -> None:
+    """Measure the kept adapter on the test set. What goes wrong here is recorded, and costs no trained adapter."""
+    from medtune.evaluation.pipeline import assess
+
+    exam = foundation.examination(run)
+    if exam is None:
+        log.warning("the test set is empty: nothing is measured on it")
+        return
+    out, tokenizer, fingerprint = result.out, foundation.tokenizer, foundation.fingerprint
+    try:
+        section = assess(tuned, tokenizer, exam, run.eval, fingerprint, out / "adapter", out, out / ".evaluation")
+        tracker.summarize({"test": section})
+    except Exception as error:
+        result.facts["test_error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.error("the adapter is saved, but could not be measured on the test set: %s", result.facts["test_error"])
+        log.error("traceback", exc_info=error, extra=FILE_ONLY)

@@ -1,0 +1,142 @@
+"""SFTTrainer's training, cut short anywhere and gone on with as if nothing had happened.
+
+A checkpoint is complete or not there, what was due at it is not done twice, and nothing in it names this machine.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+from medtune.modeling.lora import adapter
+from medtune.results import checkpoints
+from medtune.runtime import interruption
+from medtune.runtime.errors import Paused
+
+
+class ResumableTrainer(SFTTrainer):
+    """SFTTrainer of an adapter, which goes on from the newest complete checkpoint.
+
+    `pause_at`: the optimizer step after which it stops for now; `evaluating`: whether it is in an evaluation.
+    """
+
+    model: PeftModel
+    processing_class: PreTrainedTokenizerBase
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pause_at: int | None = None
+        self.evaluating = False
+
+    @property
+    def folder(self) -> Path:
+        """Of the checkpoints."""
+        return Path(str(self.args.output_dir))
+
+    def run(self, saved: checkpoints.Saved | None) -> None:
+        """Train, from a checkpoint if there is one, and leave the best adapter in the model.
+
+        An interruption leaves a checkpoint of the last optimizer step. Raises `Paused` at `pause_at`, and `NoSpace`
+        when a checkpoint cannot be written.
+        """
+        try:
+            if saved is None:
+                self.train()
+            elif saved.finished:
+                self.conclude(saved)
+            elif self.pause_at is not None and saved.step >= self.pause_at:
+                if not saved.evaluated:
+                    self.catch_up(saved)
+                raise Paused
+            else:
+                self.args.eval_on_start = not saved.evaluated
+                self.train(resume_from_checkpoint=str(saved.folder))
+        except interruption.Interrupted:
+            self.pause_at = None  # this is another reason to stop
+            self.save_now()
+            raise
+
+    def conclude(self, saved: checkpoints.Saved) -> None:
+        """Do what is left after the last step: the stock trainer would take one step more."""
+        self.catch_up(saved)
+        self._load_best_model()
+
+    def catch_up(self, saved: checkpoints.Saved) -> None:
+        """Take over a checkpoint's state, and make the evaluation that was due there if it is not in it."""
+        self._init_training_state(saved.state["max_steps"], saved.step, 1, str(saved.folder), None)
+        if not saved.evaluated:
+            self._load_from_checkpoint(str(saved.folder))
+            self._evaluate(None, None, skip_scheduler=True)
+
+    def save_now(self) -> None:
+        """Save a checkpoint of the last optimizer step, unless there is one.
+
+        Between two micro-batches, and in an evaluation, the weights are those of the last step.
+        """
+        step = self.state.global_step
+        if step == 0 or checkpoints.complete(self.folder / f"checkpoint-{step}"):
+            return
+        if self.evaluating:  # an evaluation that was cut short is done again
+            history = self.state.log_history
+            history[:] = [entry for entry in history if not (entry["step"] == step and "eval_loss" in entry)]
+        self._save_checkpoint(self.model, None)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        self.evaluating = True
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        self.evaluating = False
+        if skip_scheduler and self.state.global_step:  # what an interruption cut short, at the start of what follows it
+            self._determine_best_metric(metrics, trial)
+            self.state.best_model_checkpoint = self.best_checkpoint()
+        return metrics
+
+    def best_checkpoint(self) -> str | None:
+        """The folder of the best step; None before there is one."""
+        best = self.folder / f"checkpoint-{self.state.best_global_step}"
+        return str(best) if best.is_dir() else None
+
+    def _load_callback_state(self) -> None:
+        # The stock method builds new callbacks; ours hold open files.
+        for callback in self.callback_handler.callbacks:
+            stored = cast(dict[str, Any], self.state.stateful_callbacks).get(type(callback).__name__, {})
+            for name, value in stored.get("attributes", {}).items():
+                setattr(callback, name, value)
+        self.state.best_model_checkpoint = self.best_checkpoint()  # the folder may have another name today
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        checkpoint = self.folder / f"checkpoint-{self.state.global_step}"
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        with whole_or_nothing(checkpoint, self.model):
+            super()._save_checkpoint(model, trial)
+            checkpoints.seal(checkpoint)
+        checkpoints.keep(self.folder, {self.state.global_step, self.state.best_global_step or 0})
+        if self.pause_at == self.state.global_step < self.state.max_steps:
+            raise Paused
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # The stock method asks the hub about the base, and pickles the arguments, tokens and all, beside the weights.
+        adapter.save(self.model, self.processing_class, Path(output_dir or str(self.args.output_dir)))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """adapter.save writes the card; TRL's would name this machine's folders."""
+
+
+@contextlib.contextmanager
+def whole_or_nothing(checkpoint: Path, model: PeftModel) -> Iterator[None]:
+    """Leave nothing of a checkpoint that cannot be written. Raises `NoSpace` where the disk is the reason."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    needed = 12 * trained + 20_000_000  # weights and two moments in float32; tokenizer and the rest
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.require_space(checkpoint.parent, needed)
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        checkpoints.require_space(checkpoint.parent, needed)  # PyTorch's own message does not speak of the disk
+        raise

@@ -1,0 +1,236 @@
+"""conf/trainer -> TRL's SFTTrainer on token ids and labels, with evaluation and answers at intervals.
+
+`AdapterTrainer` changes what SFTTrainer does where a measured gain or a correct number demands it: the loss, what
+shares a micro-batch, and the evaluation; outcome.py, what it does at the end of a step, and resumption.py, with
+checkpoints. No other module knows TRL.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from medtune.config.schema import Run
+from medtune.data.tokenization.dataset import IGNORED, Tokens
+from medtune.evaluation.likelihood import Likelihood, likelihood
+from medtune.modeling.attention import attending, training_kernel
+from medtune.modeling.lora import adapter
+from medtune.modeling.lora.dropout import key_dropout
+from medtune.modeling.loss import add_taught_loss, base_of, taught_in
+from medtune.modeling.memory import RECOMPUTED
+from medtune.modeling.multi_lora.handle import Place
+from medtune.runtime import interruption
+from medtune.training.callbacks import Diverged, Outcome
+from medtune.training.resumable import ResumableTrainer
+
+
+def build_trainer(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Tokens,
+    run: Run,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback],
+    untuned: Likelihood,
+    gradient_checkpointing: bool,
+) -> "AdapterTrainer":
+    """Build the trainer of one run, on the training and the validation set of `tokens`.
+
+    `folder`: of its checkpoints. `untuned`: what the base thinks of the validation set, the evaluation at step 0.
+    """
+    config, evaluation = run.trainer, run.eval
+    dtype, on_gpu = model.get_base_model().dtype, torch.cuda.is_available()
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        seed=run.seed,
+        max_length=None,  # rows already fit: conversation.tokenize never cuts an answer
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        per_device_eval_batch_size=evaluation.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type.name,
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share of all steps
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optim.name,
+        gradient_checkpointing=gradient_checkpointing,
+        gradient_checkpointing_kwargs=dict(RECOMPUTED),
+        # Autocast runs the float32 adapter in 16 bits on a GPU. On a CPU it only costs time.
+        bf16=on_gpu and dtype is torch.bfloat16,
+        fp16=on_gpu and dtype is torch.float16,
+        use_cpu=not on_gpu,
+        eval_strategy="steps",
+        eval_steps=evaluation.every,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=evaluation.every,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # the default logs a loss of NaN as 0.0 and trains on
+        include_num_input_tokens_seen="no",  # it would wait for the GPU at every micro-batch; see `Outcome`
+        report_to="none",  # tracking.py records, one W&B run per member
+        disable_tqdm=True,
+        dataloader_pin_memory=on_gpu,
+    )
+    # On a machine of several GPUs the Trainer would wrap the model in DataParallel; a run uses one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    patience = config.early_stopping_patience
+    stopping = [EarlyStoppingCallback(patience)] if patience else []
+    trainer = AdapterTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=tokens.train.with_format("numpy"),  # of lists of numbers a batch takes ten times as long
+        data_collator=collator(tokenizer),
+        eval_dataset=tokens.validation,
+        processing_class=tokenizer,
+        callbacks=[key_dropout(model, run.seed), *callbacks, *stopping],
+        untuned=untuned,
+        group_by_length=config.group_by_length,
+        attention=training_kernel(run.model, config.max_length, model.device),
+    )
+    trainer.remove_callback(PrinterCallback)
+    adapter.to_float32(model)
+    return trainer
+
+
+def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForLanguageModeling:
+    """What makes a batch of rows: pads input_ids with the pad token, labels with -100, and adds the attention mask."""
+    return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
+
+
+class AdapterTrainer(ResumableTrainer):
+    """SFTTrainer with the loss on taught positions only, rows of a like length together, and an exact evaluation."""
+
+    def __init__(
+        self,
+        untuned: Likelihood,
+        group_by_length: bool,
+        attention: str,
+        callbacks: Sequence[TrainerCallback],
+        **kwargs: Any,
+    ) -> None:
+        self.outcome = Outcome(self)
+        super().__init__(callbacks=[self.outcome, *callbacks], **kwargs)
+        add_taught_loss(base_of(self.model))
+        self.untuned, self.group_by_length, self.attention = untuned, group_by_length, attention
+        self.place: Place | None = None
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Mean negative log-likelihood in nats per taught token of the whole effective batch."""
+        taught = inputs["taught"]
+        summed = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], taught=taught)
+        return summed / (len(taught.targets) if num_items_in_batch is None else num_items_in_batch)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """The micro-batches of one optimizer step and what is taught in them, with rows of about the same length
+        together: less padding.
+
+        The rows of the step stay the same, and so does its gradient: the loss is a sum over all of them.
+        """
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        if self.group_by_length:
+            batches = regrouped_by_length(batches, cast(int, self.processing_class.pad_token_id))
+        # Between the micro-batches the GPU would be waited for.
+        return [batch | {"taught": taught_in(batch["labels"])} for batch in batches], items
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
+        """One forward and backward pass."""
+        interruption.check()
+        with attending(base_of(self.model), self.attention):
+            loss = super().training_step(model, inputs, *args)
+        if self.place:
+            self.place.backward()
+        self.outcome.losses.append(loss)
+        self.outcome.tokens.append(inputs["attention_mask"].sum())
+        return loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """See `ResumableTrainer.run`."""
+        with without_walks(self.model):
+            return super().train(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """None are counted: it takes a walk through all modules a pass, for a number that no frozen base has."""
+        return 0
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Loss, perplexity and token accuracy on the validation set, told to the callbacks.
+
+        Every taught token weighs the same: the stock evaluation averages batch means, so that short answers weigh more
+        and the number depends on the batch size. Raises `Diverged` when the loss is not finite.
+        """
+        started = time.monotonic()
+        rows, batch = cast(Dataset, self.eval_dataset), self.args.per_device_eval_batch_size
+        trained = self.state.global_step > 0
+        result = likelihood(self.model, rows["input_ids"][:], rows["labels"][:], batch) if trained else self.untuned
+        if not math.isfinite(result.loss):
+            raise Diverged(f"eval_loss is {result.loss} at step {self.state.global_step}: lower the learning rate")
+        metrics = {
+            f"{metric_key_prefix}_loss": result.loss,
+            f"{metric_key_prefix}_perplexity": result.perplexity,
+            f"{metric_key_prefix}_token_accuracy": result.token_accuracy,
+            f"{metric_key_prefix}_seconds": time.monotonic() - started,
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def regrouped_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: int) -> list[dict[str, torch.Tensor]]:
+    """The rows of several padded batches in batches of the same sizes, from the longest to the shortest."""
+    fills = {"input_ids": pad_token_id, "labels": IGNORED, "attention_mask": 0}
+    if len(batches) < 2 or set(batches[0]) != set(fills):
+        return batches
+    rows = [
+        {name: values[row, :length] for name, values in batch.items()}
+        for batch in batches
+        for row, length in enumerate(batch["attention_mask"].sum(1).tolist())
+    ]
+    rows.sort(key=lambda row: -len(row["input_ids"]))
+    taken = iter(rows)
+    grouped = [[next(taken) for _ in range(len(batch["input_ids"]))] for batch in batches]
+    return [
+        {
+            name: pad_sequence([row[name] for row in group], batch_first=True, padding_value=fill)
+            for name, fill in fills.items()
+        }
+        for group in grouped
+    ]
+
+
+@contextmanager
+def without_walks(model: PeftModel) -> Iterator[None]:
+    """While it lasts, answer at once what the Trainer asks of a model several times a step: its parameters, and to be
+    in training mode. It would walk through thousands of modules each time, on a GPU for longer than a pass takes."""
+    parameters, train = list(model.parameters()), model.train
+    vars(model)["parameters"] = lambda recurse=True: iter(parameters)
+    vars(model)["train"] = lambda mode=True: model if model.training is mode else train(mode)
+    try:
+        yield
+    finally:
+        del vars(model)["parameters"], vars(model)["train"]
