@@ -11,19 +11,19 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from medtune.config.command_line import command
-from medtune.config.schema import Evaluation, Run
-from medtune.config.validation import typed
+from medtune.config.command_line import run_command
+from medtune.config.schema import EvaluateConfig, RunConfig
+from medtune.config.validation import build_config
 from medtune.evaluation.benchmarks import load_tasks
 from medtune.evaluation.candidates import Candidate, candidates_of, keys_typed, refuse, require_base, trained_on
-from medtune.runtime.errors import Failure, Refusal
-from medtune.runtime.files import read_json, shown
-from medtune.runtime.logs import FILE_ONLY, quiet_libraries
+from medtune.runtime.errors import RunFailed, UserError
+from medtune.runtime.files import display_path, read_json
+from medtune.runtime.logs import FILE_ONLY, silence_libraries
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(evaluation: Evaluation, keys: frozenset[str], out: Path) -> tuple[list[Candidate], list[str]]:
+def evaluate(evaluation: EvaluateConfig, keys: frozenset[str], out: Path) -> tuple[list[Candidate], list[str]]:
     """Measure every candidate that `evaluation.run` names and write the numbers into its folder.
 
     `keys`: the groups and keys that were given on the command line, and win over a run's own. `out`: for the numbers of
@@ -43,7 +43,7 @@ def evaluate(evaluation: Evaluation, keys: frozenset[str], out: Path) -> tuple[l
         if before != found.fingerprint:
             log.warning("%s: its data has changed since it was trained, and so may its test set", candidate.folder)
     # Importing these takes ten seconds: not before the folders are known to be good.
-    quiet_libraries()
+    silence_libraries()
     from medtune.modeling.lora import adapter
     from medtune.modeling.tokenizer import load_tokenizer
 
@@ -55,14 +55,14 @@ def evaluate(evaluation: Evaluation, keys: frozenset[str], out: Path) -> tuple[l
     failures: list[str] = []
     base = Base()
     for place, candidate in enumerate(candidates):
-        log.info("%s of %s: %s", place + 1, len(candidates), shown(candidate.folder or candidate.results))
+        log.info("%s of %s: %s", place + 1, len(candidates), display_path(candidate.folder or candidate.results))
         try:
             base.load(candidate.run, tokenizers[place])
             measure(candidate, base, tokenizers[place], sets[place])
             measured.append(candidate)
         except Exception as error:
             line = (str(error) or type(error).__name__).splitlines()[0]
-            failures.append(line if isinstance(error, Refusal) else f"{candidate.folder or 'the base'}: {line}")
+            failures.append(line if isinstance(error, UserError) else f"{candidate.folder or 'the base'}: {line}")
             log.error("%s", failures[-1], exc_info=error, extra=FILE_ONLY)
             base = Base()  # what is left of the adapter goes with it
     return measured, failures
@@ -76,7 +76,7 @@ class Base:
     def __init__(self) -> None:
         self.made_of: Any = None
 
-    def load(self, run: Run, tokenizer: Any) -> None:
+    def load(self, run: RunConfig, tokenizer: Any) -> None:
         """Load the base of a run, unless it is there already."""
         from medtune.modeling.base import device_for, load_base
         from medtune.modeling.frozen_base import fingerprint
@@ -95,21 +95,21 @@ class Base:
 def measure(candidate: Candidate, base: Base, tokenizer: Any, conversations: Any) -> None:
     """Measure one candidate; the base is as before afterwards."""
     from medtune.data.tokenization.dataset import tokenize
-    from medtune.evaluation.eval_set import examination
-    from medtune.evaluation.pipeline import assess
+    from medtune.evaluation.eval_set import build_eval_set
+    from medtune.evaluation.pipeline import evaluate_adapter
     from medtune.modeling.lora import adapter
 
     run, results = candidate.run, candidate.results
     tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
-    exam = examination(tokens, conversations, run.eval, run.data.system_prompt)
+    exam = build_eval_set(tokens, conversations, run.eval, run.data.system_prompt)
     results.mkdir(parents=True, exist_ok=True)
     if candidate.folder is None or candidate.adapter is None:
-        assess(base.model, tokenizer, exam, run.eval, base.fingerprint, None, results, results)
+        evaluate_adapter(base.model, tokenizer, exam, run.eval, base.fingerprint, None, results, results)
         return
     require_base(candidate.folder, base.fingerprint)
     tuned = adapter.load(base.model, candidate.adapter)
     stores = candidate.folder / ".evaluation"
-    assess(tuned, tokenizer, exam, run.eval, base.fingerprint, candidate.adapter, results, stores)
+    evaluate_adapter(tuned, tokenizer, exam, run.eval, base.fingerprint, candidate.adapter, results, stores)
     base.model = tuned.unload()
 
 
@@ -117,19 +117,19 @@ def run_evaluation(cfg: DictConfig) -> None:
     """Hydra's task."""
     hydra = HydraConfig.get()
     keys = keys_typed(hydra.overrides.task)
-    measured, failures = evaluate(typed(cfg, Evaluation), keys, Path(hydra.runtime.output_dir))
+    measured, failures = evaluate(build_config(cfg, EvaluateConfig), keys, Path(hydra.runtime.output_dir))
     if measured:
-        from medtune.results.reader import Member
+        from medtune.results.reader import RunResult
         from medtune.results.tables import everything
 
-        print(everything([Member(found.folder or found.results, found.results) for found in measured]), flush=True)
+        print(everything([RunResult(found.folder or found.results, found.results) for found in measured]), flush=True)
     if failures:
-        raise Failure("\n".join([*failures, f"tracebacks in {Path(hydra.runtime.output_dir) / 'evaluate.log'}"]))
+        raise RunFailed("\n".join([*failures, f"tracebacks in {Path(hydra.runtime.output_dir) / 'evaluate.log'}"]))
 
 
 def main() -> None:
     """Entry point of `python -m medtune.evaluate` and `medtune-evaluate`."""
-    command(run_evaluation, "evaluate", Evaluation)
+    run_command(run_evaluation, "evaluate", EvaluateConfig)
 
 
 if __name__ == "__main__":

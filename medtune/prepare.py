@@ -9,17 +9,17 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from medtune.config.command_line import command
-from medtune.config.schema import Inspection
-from medtune.config.validation import typed
-from medtune.data.prepared import Conversations, prepare
+from medtune.config.command_line import run_command
+from medtune.config.schema import PrepareConfig
+from medtune.config.validation import build_config
+from medtune.data.prepared import PreparedData, prepare
 from medtune.data.store import SPLITS, write_parquet
-from medtune.runtime.errors import Refusal
-from medtune.runtime.files import shown, write_json
-from medtune.runtime.logs import quiet_libraries
+from medtune.runtime.errors import UserError
+from medtune.runtime.files import display_path, write_json
+from medtune.runtime.logs import silence_libraries
 
 
-def inspect(inspection: Inspection, folder: Path) -> None:
+def inspect(inspection: PrepareConfig, folder: Path) -> None:
     """Prepare and tokenize the data of a run, prove its mask, and show all of it; no weights are loaded.
 
     `folder` gets report.json, rejects.jsonl and lengths.png. Raises `Refusal` as training would.
@@ -31,9 +31,9 @@ def inspect(inspection: Inspection, folder: Path) -> None:
     shutil.copyfile(conversations.rejects, folder / "rejects.jsonl")
     show.report(conversations.report)
     # Importing these takes ten seconds: not before the data is known to be good.
-    quiet_libraries()
+    silence_libraries()
     from medtune.data.tokenization.dataset import tokenize
-    from medtune.data.tokenization.mask_check import prove
+    from medtune.data.tokenization.mask_check import verify_mask
     from medtune.modeling.tokenizer import load_tokenizer
     from medtune.training.trainer import collator
 
@@ -41,7 +41,7 @@ def inspect(inspection: Inspection, folder: Path) -> None:
     tokens = tokenize(tokenizer, conversations, inspection.trainer.max_length)
     tokens.record(folder / "rejects.jsonl")
     splits = [(getattr(tokens, name), getattr(conversations, name)) for name in SPLITS]
-    proof = prove(tokenizer, collator(tokenizer), splits, inspection.model.stop_tokens)
+    proof = verify_mask(tokenizer, collator(tokenizer), splits, inspection.model.stop_tokens)
     write_json(folder / "report.json", {**conversations.report, "mask": vars(proof)})
     show.lengths(tokens, inspection.trainer.max_length, inspection.model.hub_id, folder / "lengths.png")
     for row in tokens.train.select(range(min(inspection.show, len(tokens.train)))):
@@ -50,11 +50,11 @@ def inspect(inspection: Inspection, folder: Path) -> None:
     if out is not None:
         write_out(conversations, out)
         if private := not_redistributable(conversations):
-            show.line(f"{shown(out)} is for you alone: {private} gives no licence to pass its text on")
-    show.line(f"written: {', '.join(shown(path) for path in sorted(folder.iterdir()) if path.is_file())}")
+            show.line(f"{display_path(out)} is for you alone: {private} gives no licence to pass its text on")
+    show.line(f"written: {', '.join(display_path(path) for path in sorted(folder.iterdir()) if path.is_file())}")
 
 
-def write_out(conversations: Conversations, folder: Path) -> None:
+def write_out(conversations: PreparedData, folder: Path) -> None:
     """Write each split as Parquet, and a card; the folder appears only when complete. Raises `Refusal`."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
@@ -64,10 +64,10 @@ def write_out(conversations: Conversations, folder: Path) -> None:
         (unfinished / "README.md").write_text(card(conversations), encoding="utf-8")
         unfinished.rename(folder)
     except OSError as error:
-        raise Refusal(f"out={folder}: {error.strerror}: choose another folder") from None
+        raise UserError(f"out={folder}: {error.strerror}: choose another folder") from None
 
 
-def card(conversations: Conversations) -> str:
+def card(conversations: PreparedData) -> str:
     """What stands beside the Parquet files: columns, sources, licences."""
     sources = conversations.report["sources"]
     lines = [f"- {s['name']} ({s['from']}): {s['rows']} rows, licence: {s['license']}" for s in sources]
@@ -77,7 +77,7 @@ def card(conversations: Conversations) -> str:
     return head + "\n".join(lines) + "\n"
 
 
-def not_redistributable(conversations: Conversations) -> str:
+def not_redistributable(conversations: PreparedData) -> str:
     """Names of the sources whose licence does not let you pass their text on."""
     return ", ".join(s["name"] for s in conversations.report["sources"] if not s["redistributable"])
 
@@ -86,18 +86,18 @@ def require_empty(out: str) -> Path:
     """The folder for the Parquet files. Raises `Refusal` if something is in it."""
     folder = Path(out).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refusal(f"out={out} is not empty, and nothing is overwritten: choose another folder")
+        raise UserError(f"out={out} is not empty, and nothing is overwritten: choose another folder")
     return folder
 
 
 def run_inspection(cfg: DictConfig) -> None:
     """Hydra's task."""
-    inspect(typed(cfg, Inspection), Path(HydraConfig.get().runtime.output_dir))
+    inspect(build_config(cfg, PrepareConfig), Path(HydraConfig.get().runtime.output_dir))
 
 
 def main() -> None:
     """Entry point of `python -m medtune.prepare` and `medtune-prepare`."""
-    command(run_inspection, "prepare", Inspection)
+    run_command(run_inspection, "prepare", PrepareConfig)
 
 
 if __name__ == "__main__":

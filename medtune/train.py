@@ -10,21 +10,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from medtune.config.command_line import command
-from medtune.config.schema import Run
-from medtune.config.validation import typed
+from medtune.config.command_line import run_command
+from medtune.config.schema import RunConfig
+from medtune.config.validation import build_config
 from medtune.runtime.progress import Progress
-from medtune.sweep.other_launchers import concluded
+from medtune.sweep.other_launchers import report_external_sweep
 from medtune.training.pipeline import train
 
 
-def run_member(cfg: DictConfig) -> float:
+def train_member(cfg: DictConfig) -> float:
     """Hydra's task: one run, or one member of a sweep."""
-    run = typed(cfg, Run)
+    run = build_config(cfg, RunConfig)
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
     with Progress([out.name]) as progress:
-        eval_loss = train(run, out, watch=lambda **values: progress.update(out.name, **values))
+        eval_loss = train(run, out, on_progress=lambda **values: progress.update(out.name, **values))
     if hydra.mode is RunMode.RUN:
         from medtune.results.tables import summary
 
@@ -34,7 +34,7 @@ def run_member(cfg: DictConfig) -> float:
 
 def main() -> None:
     """Entry point of `python -m medtune.train` and `medtune-train`."""
-    command(run_member, "train", conclusion=concluded)
+    run_command(train_member, "train", conclusion=report_external_sweep)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from medtune.config.groups import CONF, register
-from medtune.config.schema import Run
-from medtune.config.validation import typed
+from medtune.config.schema import RunConfig
+from medtune.config.validation import build_config
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
@@ -126,11 +126,11 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("data") / "conversations.jsonl", conversations())
 
 
-def compose(*overrides: str) -> Run:
+def compose(*overrides: str) -> RunConfig:
     """The run that these overrides give on the command line."""
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(hydra.compose("train", list(overrides)), Run)
+        return build_config(hydra.compose("train", list(overrides)), RunConfig)
 
 
 @pytest.fixture(scope="session")
@@ -162,7 +162,7 @@ def tiny_overrides(tiny: Path, data_file: Path) -> list[str]:
 
 
 @pytest.fixture
-def tiny_run(tiny_overrides: list[str]) -> Callable[..., Run]:
+def tiny_run(tiny_overrides: list[str]) -> Callable[..., RunConfig]:
     """Compose a run on the tiny model; later overrides win."""
     return lambda *more: compose(*tiny_overrides, *more)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from conftest import compose
 
-from medtune.runtime.interruption import listen
-from medtune.runtime.logs import quiet_libraries
-from medtune.sweep.ledger import Member, opened
+from medtune.runtime.interruption import install_handlers
+from medtune.runtime.logs import silence_libraries
+from medtune.sweep.ledger import Member, open_ledger
 from medtune.sweep.pipeline import Settings, run_sweep
 
 MEMBERS = {
@@ -28,11 +28,11 @@ def main() -> None:
     folder, width, processes, *common = sys.argv[1:]
     sweep = Path(folder)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout)
-    listen()
-    quiet_libraries()
+    install_handlers()
+    silence_libraries()
     members = [Member(name, compose(*common, *words), sweep / name) for name, words in MEMBERS.items()]
-    with opened(sweep, []) as ledger:
-        ledger.enter(members)
+    with open_ledger(sweep, []) as ledger:
+        ledger.add_members(members)
         run_sweep(members, ledger, Settings(int(width), int(processes), None))
 
 

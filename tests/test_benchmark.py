@@ -23,7 +23,7 @@ from medtune.evaluation import benchmarks as benchmark
 from medtune.evaluation.benchmarks import Benchmark, require_benchmarks, run_benchmarks
 from medtune.modeling.frozen_base import fingerprint
 from medtune.modeling.quantized import keep_gradients_after_evaluation
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 Write = Callable[..., str]
 
@@ -224,20 +224,20 @@ def test_nothing_is_written_where_there_is_no_terminal(
     ],
 )
 def test_unknown_tasks(task: str, line: str) -> None:
-    with pytest.raises(Refusal, match=line) as refusal:
+    with pytest.raises(UserError, match=line) as refusal:
         require_benchmarks([task])
     assert len(refusal.value.lines) == 1
 
 
 def test_every_unknown_task_is_named_at_once(write_task: Write) -> None:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         require_benchmarks(["medqa_4options", "medkwa", write_task(), "nowhere.yaml"])
     assert [line.split(maxsplit=1)[0] for line in refusal.value.lines] == ["medkwa", "nowhere.yaml:"]
 
 
 def test_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
-    with pytest.raises(Refusal, match=r"pip install 'medtune\[benchmark\]'$"):
+    with pytest.raises(UserError, match=r"pip install 'medtune\[benchmark\]'$"):
         require_benchmarks(["hellaswag"])
 
 
@@ -253,7 +253,7 @@ def test_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_that_are_no_tasks(tmp_path: Path, text: str, line: str) -> None:
     path = tmp_path / "triage.yaml"
     path.write_text(text)
-    with pytest.raises(Refusal, match=line) as refusal:
+    with pytest.raises(UserError, match=line) as refusal:
         require_benchmarks([str(path)])
     assert refusal.value.lines[0].startswith(f"{path}: ") and "\n" not in str(refusal.value)
 
@@ -275,7 +275,7 @@ def test_files_that_are_no_tasks(tmp_path: Path, text: str, line: str) -> None:
 def test_tasks_that_cannot_be_had(
     tuned: PeftModel, tokenizer: PreTrainedTokenizerFast, write_task: Write, changed: dict[str, object], line: str
 ) -> None:
-    with pytest.raises(Refusal, match=line) as refusal:
+    with pytest.raises(UserError, match=line) as refusal:
         run(tuned, tokenizer, write_task(**changed))
     assert len(refusal.value.lines) == 1 and "\n" not in str(refusal.value)
 
@@ -283,19 +283,19 @@ def test_tasks_that_cannot_be_had(
 def test_broken_data(tuned: PeftModel, tokenizer: PreTrainedTokenizerFast, write_task: Write, tmp_path: Path) -> None:
     task = write_task()
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n{")
-    with pytest.raises(Refusal, match=r"triage\.yaml: cannot be loaded: .*") as refusal:
+    with pytest.raises(UserError, match=r"triage\.yaml: cannot be loaded: .*") as refusal:
         run(tuned, tokenizer, task)
     assert "\n" not in str(refusal.value)
 
 
 def test_packaged_task_without_the_hub(tuned: PeftModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(Refusal, match="medqa_4options: its data cannot be fetched from the Hugging Face Hub"):
+    with pytest.raises(UserError, match="medqa_4options: its data cannot be fetched from the Hugging Face Hub"):
         run(tuned, tokenizer, "medqa_4options")
 
 
 def test_two_tasks_of_one_name(tuned: PeftModel, tokenizer: PreTrainedTokenizerFast, write_task: Write) -> None:
     task = write_task()
-    with pytest.raises(Refusal, match="another benchmark of this run is called triage too"):
+    with pytest.raises(UserError, match="another benchmark of this run is called triage too"):
         run_benchmarks(tuned, tokenizer, [task, task], batch_size=3)
 
 

@@ -9,15 +9,15 @@ import pytest
 from conftest import compose
 from omegaconf import OmegaConf
 
-from medtune.config.groups import CONF, EXPERIMENTS, groups, options
-from medtune.config.keys import keys, lookup, nested
+from medtune.config.groups import CONF, EXPERIMENTS, group_names, group_options
+from medtune.config.keys import all_keys, dataclass_of, find_key
 from medtune.config.resolvers import folder_name
-from medtune.config.schema import Inspection, Run
-from medtune.config.validation import typed
-from medtune.runtime.errors import Refusal
+from medtune.config.schema import PrepareConfig, RunConfig
+from medtune.config.validation import build_config
+from medtune.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-CHOICES = [(group, option) for group in groups() for option in options(group)]
+CHOICES = [(group, option) for group in group_names() for option in group_options(group)]
 
 
 def command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def test_every_folder_and_file_is_covered() -> None:
 def test_every_yaml_composes(group: str, option: str) -> None:
     needed = [f"data.path='{__file__}'"] if (group, option) == ("data", "local") else []
     run = compose(f"{group}={option}", *needed)
-    assert isinstance(run, Run)
+    assert isinstance(run, RunConfig)
 
 
 def test_every_experiment_names_itself_and_its_command() -> None:
@@ -48,11 +48,11 @@ def test_every_experiment_names_itself_and_its_command() -> None:
 
 
 def test_every_key_is_documented_and_every_number_has_a_unit_and_a_range() -> None:
-    leaves = [path for path in keys(Inspection) if not nested(lookup(path, Inspection)[2])]
+    leaves = [path for path in all_keys(PrepareConfig) if not dataclass_of(find_key(path, PrepareConfig)[2])]
     leaves.remove("data.members")  # a mapping of groups
     assert len(leaves) > 40
     for path in leaves:
-        _, entry, kind = lookup(path, Inspection)
+        _, entry, kind = find_key(path, PrepareConfig)
         assert entry.metadata["doc"], path
         assert entry.default == "???", f"{path} has a second default, besides conf/"
         if kind in (int, float, int | None, float | None):
@@ -121,7 +121,7 @@ def test_the_8b_experiment_is_qlora_as_published() -> None:
     ],
 )
 def test_values_and_combinations_that_cannot_work(overrides: list[str], line: str) -> None:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         compose(*overrides)
     assert line in str(refusal.value)
     assert len(refusal.value.lines) == 1
@@ -129,8 +129,8 @@ def test_values_and_combinations_that_cannot_work(overrides: list[str], line: st
 
 def test_all_problems_at_once() -> None:
     cfg = OmegaConf.create({"lora": {"r": 0, "ranks": 8}, "seed": "x", "wandb": {"mode": "sometimes"}})
-    with pytest.raises(Refusal) as refusal:
-        typed(cfg, Run)
+    with pytest.raises(UserError) as refusal:
+        build_config(cfg, RunConfig)
     text = str(refusal.value)
     for part in (
         "lora.ranks: did you mean",

@@ -12,13 +12,13 @@ from conftest import compose, conversations, write_jsonl
 
 from medtune.config.schema import Data
 from medtune.data import pipeline
-from medtune.data.funnel import announce, smaller
-from medtune.data.hashing import bands_of, pairs_of, similarity
-from medtune.data.prepared import Conversations, prepare
-from medtune.data.splitting.duplicates import near
+from medtune.data.funnel import log_report, smaller
+from medtune.data.hashing import jaccard, minhash_bands, pairs_of
+from medtune.data.prepared import PreparedData, prepare
+from medtune.data.splitting.duplicates import near_duplicates
 from medtune.data.splitting.split import TRAIN, leakage
 from medtune.data.store import SPLITS
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 BUNDLED = Path(pipeline.__file__).parent / "consultations.jsonl"
 
@@ -32,11 +32,11 @@ def local(path: Path, *overrides: str) -> Data:
     return compose("data=local", f"data.path='{path}'", *overrides).data
 
 
-def prepared(tmp_path: Path, rows: list[Any], *overrides: str) -> Conversations:
+def prepared(tmp_path: Path, rows: list[Any], *overrides: str) -> PreparedData:
     return prepare(local(write_jsonl(tmp_path / "rows.jsonl", rows), *overrides))
 
 
-def rejected(found: Conversations) -> dict[int, str]:
+def rejected(found: PreparedData) -> dict[int, str]:
     """Rules by row."""
     rejects = [json.loads(line) for line in found.rejects.read_text().splitlines()]
     return {reject["row"]: reject["rule"] for reject in rejects}
@@ -48,7 +48,7 @@ def said(*contents: str, group: str | None = None) -> dict[str, Any]:
     return {"messages": messages} | ({"group": group} if group else {})
 
 
-def everything(found: Conversations) -> list[Any]:
+def everything(found: PreparedData) -> list[Any]:
     return [c for name in SPLITS for c in getattr(found, name)]
 
 
@@ -200,10 +200,10 @@ def test_benchmark_questions_are_kept_out(tmp_path: Path) -> None:
         41: "benchmarks",
         42: "benchmarks",
     }
-    with pytest.raises(Refusal, match=r"data\.benchmarks: nowhere is no file here, and no hub set"):
+    with pytest.raises(UserError, match=r"data\.benchmarks: nowhere is no file here, and no hub set"):
         prepared(tmp_path, rows, "data.benchmarks=[nowhere]")
     answers = write_jsonl(tmp_path / "answers.jsonl", [{"reply": "x"}])
-    with pytest.raises(Refusal, match=r"has no column of questions; the columns are reply \(text\)"):
+    with pytest.raises(UserError, match=r"has no column of questions; the columns are reply \(text\)"):
         prepared(tmp_path, rows, f"data.benchmarks=['{answers}']")
 
 
@@ -219,7 +219,7 @@ def test_the_group_pattern_of_medquad_finds_the_disease(tmp_path: Path) -> None:
         "How to diagnose Bartter syndrome ?": "bartter syndrome",
         "How to prevent Bartter syndrome ?": "bartter syndrome",
         "Who is at risk for Bartter syndrome? ?": "bartter syndrome",
-        "What is the outlook for Bartter syndrome ?": "bartter syndrome",
+        "What is the estimate_remaining for Bartter syndrome ?": "bartter syndrome",
         "what research (or clinical trials) is being done for Bartter syndrome ?": "bartter syndrome",
         "Do you have information about Bartter syndrome": "bartter syndrome",
         "What are the complications of Bartter syndrome ?": "bartter syndrome",
@@ -276,7 +276,7 @@ def test_splits_are_stratified_by_source(tmp_path: Path) -> None:
 
 def test_one_group_that_holds_everything_and_an_empty_split(tmp_path: Path) -> None:
     rows = [row | {"group": "the same"} for row in conversations(40)]
-    with pytest.raises(Refusal, match=r"split is empty: 40 conversations in 1 groups, and groups are never cut"):
+    with pytest.raises(UserError, match=r"split is empty: 40 conversations in 1 groups, and groups are never cut"):
         prepared(tmp_path, rows, "data.columns.group=group")
 
 
@@ -296,7 +296,9 @@ def test_a_leak_is_counted_and_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
     pipeline_select = pipeline.select
     monkeypatch.setattr(pipeline, "select", careless)
-    with pytest.raises(Refusal, match=r"of the held-out questions stand in another split too \(as row \d+ and row \d+"):
+    with pytest.raises(
+        UserError, match=r"of the held-out questions stand in another split too \(as row \d+ and row \d+"
+    ):
         prepared(tmp_path, rows)
     report = prepared(tmp_path, rows, "data.max_leakage=1").report["leakage"]
     assert report["groups"] == report["held_out"] and report["exact_questions"] > 0
@@ -305,7 +307,7 @@ def test_a_leak_is_counted_and_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_leakage_of_a_known_split() -> None:
     texts = ["Is it bad to have a dry cough all night long for a week when nobody else at home has it?"] * 2
     texts += [texts[0].replace("dry", "wet"), "Can I fly with a cold?", "Why do my knees crack?"]
-    bands = bands_of([pairs_of(text.lower().strip("?").split()) for text in texts])
+    bands = minhash_bands([pairs_of(text.lower().strip("?").split()) for text in texts])
     question = np.array([1, 1, 2, 3, 4], np.uint64)
     found = leakage(
         np.array([0, 1, 2, 1, 0], np.int8), question, ["a", "a", "b", "c", "d"], bands, texts.__getitem__, 0.5
@@ -318,18 +320,20 @@ def test_near_duplicates_are_found_among_many(tmp_path: Path) -> None:
     """What MinHash finds is what comparing every pair finds."""
     texts = [row["messages"][0]["content"] for row in map(json.loads, BUNDLED.read_text(encoding="utf-8").splitlines())]
     texts += [f"Please help me. {text} Thank you." for text in texts if len(text) > 200]
-    found = near(
-        bands_of([pairs_of(re.findall(r"\w+", t.lower())) for t in texts]), np.arange(len(texts)), texts.__getitem__
+    found = near_duplicates(
+        minhash_bands([pairs_of(re.findall(r"\w+", t.lower())) for t in texts]),
+        np.arange(len(texts)),
+        texts.__getitem__,
     )
     pairs = {(later, earlier) for later, others in found.items() for earlier in others}
-    expected = {(i, j) for i in range(len(texts)) for j in range(i) if similarity(texts[i], texts[j]) >= 0.8}
+    expected = {(i, j) for i in range(len(texts)) for j in range(i) if jaccard(texts[i], texts[j]) >= 0.8}
     assert len(expected) > 100 and len(pairs & expected) >= 0.99 * len(expected) and pairs <= expected
 
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------
 
 
-def mixture(tmp_path: Path, *overrides: str) -> Conversations:
+def mixture(tmp_path: Path, *overrides: str) -> PreparedData:
     """Two files of 200 rows; every fourth row of the second stands in the first too."""
     rows = conversations(350)
     write_jsonl(tmp_path / "a.jsonl", rows[:200])
@@ -401,9 +405,9 @@ def test_any_change_prepares_anew(tmp_path: Path, change: str, monkeypatch: pyte
 
 
 def test_a_refused_set_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(UserError):
         prepared(tmp_path, [row | {"group": "the same"} for row in conversations(40)], "data.columns.group=group")
-    with pytest.raises(Refusal):
+    with pytest.raises(UserError):
         prepared(tmp_path, [row | {"group": "the same"} for row in conversations(40)], "data.columns.group=group")
 
 
@@ -447,7 +451,7 @@ def test_reporting_red_flags_warns(tmp_path: Path, caplog: pytest.LogCaptureFixt
     chest = "I have crushing chest pain that spreads to my left arm and I am sweating."
     for policy, warned in (("report", True), ("keep", False)):
         caplog.clear()
-        announce(prepared(tmp_path, [*conversations(40), said(chest, ANSWER)], f"data.redflag={policy}").report)
+        log_report(prepared(tmp_path, [*conversations(40), said(chest, ANSWER)], f"data.redflag={policy}").report)
         assert ("1 emergencies are trained on with an answer that misses them" in caplog.text) is warned
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from medtune.config.groups import EXTRAS, nearest
-from medtune.config.overrides import unswept
+from medtune.config.groups import EXTRAS, suggest_option
+from medtune.config.overrides import constant_keys
 from medtune.config.resolvers import folder_name
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +79,7 @@ def test_an_engine_composes_with_its_own_keys(choice: str, key: str, value: Any)
 
 @pytest.mark.parametrize("choice, extra", EXTRAS.items())
 def test_an_engine_that_is_not_installed_says_how(choice: str, extra: str) -> None:
-    assert nearest(*choice.split("=")) == f"not installed: pip install 'medtune[{extra}]'"
+    assert suggest_option(*choice.split("=")) == f"not installed: pip install 'medtune[{extra}]'"
 
 
 @JOBLIB
@@ -92,9 +92,9 @@ def test_a_mistake_is_said_before_an_engine_starts(tmp_path: Path) -> None:
 
 def test_members_of_another_engine_are_named_by_what_is_swept() -> None:
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "data=local", "seed=1", "lora.r=4,8"]
-    assert unswept(words) == ["data", "seed"]
-    assert folder_name(["data=local", "seed=1", "lora.r=4"], unswept(words)) == "lora.r=4"
-    assert unswept([*words[:-1], "lora.r=4"]) == [], "one member has no other to differ from"
+    assert constant_keys(words) == ["data", "seed"]
+    assert folder_name(["data=local", "seed=1", "lora.r=4"], constant_keys(words)) == "lora.r=4"
+    assert constant_keys([*words[:-1], "lora.r=4"]) == [], "one member has no other to differ from"
 
 
 def test_ray_may_not_report() -> None:

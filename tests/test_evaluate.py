@@ -18,14 +18,14 @@ from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from medtune.config.groups import CONF, register
-from medtune.config.schema import Evaluation, Run
-from medtune.config.validation import typed
+from medtune.config.schema import EvaluateConfig, RunConfig
+from medtune.config.validation import build_config
 from medtune.data.prepared import prepare
 from medtune.data.tokenization.dataset import tokenize
 from medtune.evaluate import evaluate
 from medtune.evaluation import answers as samples
 from medtune.evaluation import outputs as examination
-from medtune.evaluation.answers import answer, held_out
+from medtune.evaluation.answers import answer, last_turn_questions
 from medtune.evaluation.candidates import Candidate, keys_typed
 from medtune.evaluation.likelihood import likelihood
 from medtune.modeling import base as model
@@ -34,9 +34,9 @@ from medtune.modeling import generation as decoding
 from medtune.modeling.generation import greedy
 from medtune.modeling.lora import adapter
 from medtune.modeling.tokenizer import load_tokenizer
-from medtune.results.reader import Member
+from medtune.results.reader import RunResult
 from medtune.results.tables import everything, summary
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 from medtune.training.pipeline import train
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +80,7 @@ def measured(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., list[Ca
     def call(*words: str) -> list[Candidate]:
         register()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            evaluation = typed(hydra.compose("evaluate", [*tiny_overrides, *words]), Evaluation)
+            evaluation = build_config(hydra.compose("evaluate", [*tiny_overrides, *words]), EvaluateConfig)
         found, failures = evaluate(evaluation, keys_typed(words), tmp_path / "out")
         assert not failures, failures
         return found
@@ -88,7 +88,7 @@ def measured(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., list[Ca
     return call
 
 
-def run_of(tiny_overrides: list[str]) -> Run:
+def run_of(tiny_overrides: list[str]) -> RunConfig:
     return compose(*tiny_overrides, *COMMON)
 
 
@@ -118,7 +118,7 @@ def test_a_sweep_is_measured_compared_and_shown(measured: Measure, sweep: Path, 
         assert len(rows) == section["answered"] + 168
         assert rows[0]["reference"] and {"rouge_l", "chrf", "stop"} <= set(rows[0]["tuned"])
         assert rows[-1]["expected"] == "no_alarm" and "urges_emergency" in rows[-1]["base"]
-    said = everything([Member(candidate.folder, candidate.results) for candidate in found])
+    said = everything([RunResult(candidate.folder, candidate.results) for candidate in found])
     for part in (
         "untuned base",
         "chosen by eval_loss",
@@ -194,7 +194,7 @@ def test_answers_are_those_of_generate_alone_or_in_a_batch(tiny_overrides: list[
     run = run_of(tiny_overrides)
     tokenizer = load_tokenizer(run.model)
     tuned = adapter.load(model.load_base(run.model, None, tokenizer, CPU), sweep / "lora.r=4" / "adapter")
-    asked = held_out([row.messages for row in prepare(run.data).train])[:24]
+    asked = last_turn_questions([row.messages for row in prepare(run.data).train])[:24]
     prompts = [samples.encode(tokenizer, question.messages, add_generation_prompt=True).input_ids for question in asked]
     said = greedy(tuned, prompts, [], 24)
     # A stop token that some of these answers reach, each at another place: rows leave their batch one by one.
@@ -224,21 +224,21 @@ def test_a_recorded_step_says_the_same(
     expected = [greedy(tuned, prompts, stops, 40) for stops in ([], [stop])]
     monkeypatch.setattr(decoding, "can_be_recorded", lambda base: True)
     steps: list[int] = []
-    stock = graphs.captured if device.type == "cuda" else lambda work: work  # a stand-in: the work, at every replay
+    stock = graphs.capture if device.type == "cuda" else lambda work: work  # a stand-in: the work, at every replay
 
     def counted(work: Callable[[], None]) -> Callable[[], None]:
         replay = stock(work)
         return lambda: steps.append(1) or replay()
 
-    monkeypatch.setattr(graphs, "captured", counted)
+    monkeypatch.setattr(graphs, "capture", counted)
     assert [greedy(tuned, prompts, stops, 40) for stops in ([], [stop])] == expected
     assert len(steps) == sum(max(map(len, said)) - 2 for said in expected)
-    for error in (graphs.NotRecorded("not while capturing"), torch.OutOfMemoryError("no room")):
+    for error in (graphs.CaptureError("not while capturing"), torch.OutOfMemoryError("no room")):
 
         def fails(work: Callable[[], None], error: Exception = error) -> Callable[[], None]:
             raise error
 
-        monkeypatch.setattr(graphs, "captured", fails)
+        monkeypatch.setattr(graphs, "capture", fails)
         assert greedy(tuned, prompts, [stop], 40) == expected[1]
     assert "takes longer: not while capturing" in caplog.text and "takes longer: out of memory" in caplog.text
 
@@ -279,7 +279,7 @@ def test_a_base_alone(measured: Measure, tmp_path: Path) -> None:
     [found] = measured("eval.safety=true")
     section = test_section(tmp_path / "out")
     assert "tuned" not in section and "gate" not in section and section["base"]["scores"]["loss"]["value"] > 0
-    assert "untuned base" in everything([Member(found.folder or found.results, found.results)])
+    assert "untuned base" in everything([RunResult(found.folder or found.results, found.results)])
 
 
 def test_other_data_and_its_overlap_with_training(measured: Measure, sweep: Path, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_other_data_and_its_overlap_with_training(measured: Measure, sweep: Path
     assert found.results.match("evaluation/unseen-*") and test_section(found.results)["conversations"] > 10
     assert "test" not in json.loads((folder / "metrics.json").read_text()), "its own test set was not read"
     with pytest.raises(
-        Refusal, match=r"\d+ of the \d+ test questions of local were trained or selected on \(local row \d+ is"
+        UserError, match=r"\d+ of the \d+ test questions of local were trained or selected on \(local row \d+ is"
     ):
         measured(f"run='{folder}'", "data.test_size=0.6")
 
@@ -357,7 +357,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_generated(
 ) -> None:
     harm(sweep / "lora.r=4")
     monkeypatch.setattr(samples, "greedy", lambda *a: pytest.fail("answered"))
-    with pytest.raises((Refusal, AssertionError)) as refused:  # `measured` asserts that nothing failed
+    with pytest.raises((UserError, AssertionError)) as refused:  # `measured` asserts that nothing failed
         measured(f"run='{sweep / 'lora.r=4'}'")
     assert line in str(refused.value) and "answered" not in str(refused.value)
 
@@ -365,11 +365,13 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_generated(
 def test_a_run_that_did_not_finish_and_an_empty_test_set(measured: Measure, sweep: Path, tmp_path: Path) -> None:
     shutil.rmtree(sweep / "lora.r=2" / "adapter")
     change("run.json", status="failed", error="Diverged: the loss is not finite")(sweep / "lora.r=2")
-    with pytest.raises(Refusal, match=r"lora\.r=2: no adapter: the run is failed \(Diverged: the loss is not finite\)"):
+    with pytest.raises(
+        UserError, match=r"lora\.r=2: no adapter: the run is failed \(Diverged: the loss is not finite\)"
+    ):
         measured(f"run='{sweep / 'lora.r=2'}'")
     [found] = measured(f"run='{sweep}'")
     assert found.folder == sweep / "lora.r=4", "the others of its sweep are measured all the same"
-    with pytest.raises(Refusal, match=r"data\.test_size=0: there is no test set"):
+    with pytest.raises(UserError, match=r"data\.test_size=0: there is no test set"):
         measured("data.test_size=0")
 
 
@@ -442,7 +444,7 @@ def test_seeds_are_replicates(measured: Measure, sweep: Path, tmp_path: Path) ->
     save_file({name: 1.1 * tensor for name, tensor in load_file(weights).items()}, weights)
     found = measured(f"run='{sweep}'")
     losses = [test_section(member)["tuned"]["scores"]["loss"]["value"] for member in sorted(sweep.iterdir())]
-    said = everything([Member(candidate.folder, candidate.results) for candidate in found])
+    said = everything([RunResult(candidate.folder, candidate.results) for candidate in found])
     chance = f"test loss {np.mean(losses):.4f}, standard deviation {np.std(losses, ddof=1):.4f}"
     assert f"2 seeds (lora.r=2, seed=7): {chance}" in said
 
@@ -460,8 +462,8 @@ def test_benchmarks_stand_beside_the_base(measured: Measure, sweep: Path, tmp_pa
     section = test_section(found.results)["benchmarks"]["tiny_exam"]
     assert section["base"]["value"] == 0.5 and section["tuned"]["examples"] == 4
     assert section["difference"]["verdict"] == "not distinguishable"
-    assert "tiny_exam" in everything([Member(found.folder or found.results, found.results)])
-    with pytest.raises(Refusal, match="medqa_4option"):
+    assert "tiny_exam" in everything([RunResult(found.folder or found.results, found.results)])
+    with pytest.raises(UserError, match="medqa_4option"):
         measured("eval.benchmarks=[medqa_4option]")
 
 
@@ -488,7 +490,7 @@ def test_one_that_cannot_be_measured_costs_the_others_nothing(tiny_overrides: li
     poison(sweep / "lora.r=2")
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        evaluation = typed(hydra.compose("evaluate", [f"run='{sweep}'"]), Evaluation)
+        evaluation = build_config(hydra.compose("evaluate", [f"run='{sweep}'"]), EvaluateConfig)
     found, failures = evaluate(evaluation, frozenset(), sweep / "out")
     assert [candidate.folder for candidate in found] == [sweep / "lora.r=4"]
     assert len(failures) == 1 and "is not finite" in failures[0]
@@ -499,14 +501,14 @@ def test_lm_eval_is_not_needed_where_no_benchmark_is_asked_for(
 ) -> None:
     monkeypatch.setattr("medtune.evaluation.benchmarks.find_spec", lambda name: None)
     assert measured(f"run='{sweep / 'lora.r=2'}'")
-    with pytest.raises(Refusal, match=r"pip install 'medtune\[benchmark\]'"):
+    with pytest.raises(UserError, match=r"pip install 'medtune\[benchmark\]'"):
         measured(f"run='{sweep / 'lora.r=2'}'", "eval.benchmarks=[medqa_4options]")
 
 
 def test_a_test_set_that_cannot_be_measured_costs_no_trained_adapter(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medtune.evaluation.pipeline.measure", lambda *a: 1 / 0)
+    monkeypatch.setattr("medtune.evaluation.pipeline.collect_outputs", lambda *a: 1 / 0)
     train(compose(*tiny_overrides, *COMMON, "eval.final=true"), tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["status"] == "done" and facts["test_error"] == "ZeroDivisionError: division by zero"

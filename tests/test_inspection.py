@@ -11,18 +11,18 @@ import pytest
 from conftest import conversations, write_jsonl
 
 from medtune.config.groups import CONF, register
-from medtune.config.schema import Inspection
-from medtune.config.validation import typed
+from medtune.config.schema import PrepareConfig
+from medtune.config.validation import build_config
 from medtune.prepare import inspect
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 
 
-def inspection(*overrides: str) -> Inspection:
+def inspection(*overrides: str) -> PrepareConfig:
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed(hydra.compose("prepare", list(overrides)), Inspection)
+        return build_config(hydra.compose("prepare", list(overrides)), PrepareConfig)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_everything_is_shown_and_written(
     assert sorted(row["row"] for row in written) == [*range(1, 62)]
     assert all(row["messages"][0]["role"] == "system" and row["group"] and row["source"] == "local" for row in written)
     assert "Not to be passed on" in (out / "README.md").read_text()
-    with pytest.raises(Refusal, match=r"out=.*prepared is not empty, and nothing is overwritten"):
+    with pytest.raises(UserError, match=r"out=.*prepared is not empty, and nothing is overwritten"):
         inspect(inspection(*words), folder)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medtune.modeling.lora.dropout import Keys, differentiated, masked, multiplied
+from medtune.modeling.lora.dropout import MaskSeeds, apply_mask, dropout_matmul, dropout_matmul_backward
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton's kernels run on a GPU")
 KEYS, SHARES = [1 << 60, 12345], [0.3, 0.05]
@@ -47,11 +47,11 @@ def test_products_have_the_mask_of_what_is_dropped(dtype: torch.dtype, tolerance
 
 @pytest.mark.parametrize(("length", "rank"), [(512, 16), (1024, 16), (1024, 65)])
 def test_few_and_many_tokens_and_a_large_rank_have_one_mask(length: int, rank: int) -> None:
-    keys = Keys(torch.tensor(KEYS).cuda(), torch.tensor(SHARES).cuda(), 7, length)
+    keys = MaskSeeds(torch.tensor(KEYS).cuda(), torch.tensor(SHARES).cuda(), 7, length)
     x, a, of_low = (torch.randn(2, *shape, device="cuda") for shape in ((length, 300), (rank, 300), (length, rank)))
-    mask = masked(torch.ones_like(x), keys)
-    assert far(multiplied(x, a, keys), torch.bmm(x.double() * mask, a.double().mT)) < 4e-6
-    of_x, dropped = differentiated(of_low, x, a, keys)
+    mask = apply_mask(torch.ones_like(x), keys)
+    assert far(dropout_matmul(x, a, keys), torch.bmm(x.double() * mask, a.double().mT)) < 4e-6
+    of_x, dropped = dropout_matmul_backward(of_low, x, a, keys)
     assert far(of_x, torch.bmm(of_low.double(), a.double()) * mask) < 1e-6 and torch.equal(dropped, x * mask)
 
 
@@ -61,12 +61,12 @@ def test_few_and_many_tokens_and_a_large_rank_have_one_mask(length: int, rank: i
 def test_unpacked_weights_are_those_of_bitsandbytes_to_the_bit(kind: str, nested: bool, dtype: torch.dtype) -> None:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    from medtune.modeling.kernels.dequantize import unpacked
+    from medtune.modeling.kernels.dequantize import dequantize_4bit_weight
 
     for shape in ((192, 576), (3000, 64), (1024, 4096)):
         weight = torch.randn(shape, device="cuda", dtype=dtype)
         packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=nested)
-        assert torch.equal(unpacked(packed, state), dequantize_4bit(packed, state))
+        assert torch.equal(dequantize_4bit_weight(packed, state), dequantize_4bit(packed, state))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
@@ -105,7 +105,7 @@ def test_rotary_positions_are_llamas(heads: int, width: int, dtype: torch.dtype,
 
 
 def test_a_replayed_pass_is_the_one_that_was_not_recorded_to_the_bit() -> None:
-    from medtune.modeling.multi_lora.captured import Recordings
+    from medtune.modeling.multi_lora.captured import CapturedPasses
 
     weight = torch.randn(32, 32, device="cuda", requires_grad=True)
     embedding = torch.randn(100, 32, device="cuda")
@@ -114,7 +114,7 @@ def test_a_replayed_pass_is_the_one_that_was_not_recorded_to_the_bit() -> None:
         rows = (embedding[ids] @ weight)[:, None]
         return F.scaled_dot_product_attention(rows, rows, rows, is_causal=True)[:, 0].tanh()
 
-    recordings = Recordings(run, [weight], torch.device("cuda"), longest=300)
+    recordings = CapturedPasses(run, [weight], torch.device("cuda"), longest=300)
     for length in (40, 300, 40, 64, 299):
         ids = torch.randint(0, 100, (3, length), device="cuda")
         hidden = recordings.forward(ids).clone()

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from medtune.config.schema import Run
-from medtune.config.serialize import plain
-from medtune.runtime.errors import Refusal
-from medtune.runtime.files import read_json, read_lines
+from medtune.config.schema import RunConfig
+from medtune.config.serialize import to_plain
+from medtune.runtime.errors import UserError
+from medtune.runtime.files import read_json, read_jsonl
 from medtune.sweep import members as engine
 from medtune.sweep.halving import Halving, Rung
-from medtune.sweep.ledger import Member, folder_of, opened
+from medtune.sweep.ledger import Member, folder_of, open_ledger
 from medtune.sweep.pipeline import Settings, grouped, run_sweep
 
-Compose = Callable[..., Run]
+Compose = Callable[..., RunConfig]
 ONE = Settings(width=1, processes=1, prune=None)
 
 
@@ -36,7 +36,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     stock = engine.train
 
-    def noted(run: Run, out: Path, *more: Any) -> float:
+    def noted(run: RunConfig, out: Path, *more: Any) -> float:
         names.append(out.name)
         return stock(run, out, *more)
 
@@ -45,7 +45,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def run(members: Sequence[Member], sweep: Path, settings: Settings = ONE) -> None:
-    with opened(sweep, ["the", "command"]) as found:
+    with open_ledger(sweep, ["the", "command"]) as found:
         found.enter(members)
         run_sweep(members, found, settings)
 
@@ -79,7 +79,7 @@ def test_a_row_whose_configuration_changed_is_refused(tiny_run: Compose, tmp_pat
     before = (tmp_path / "sweep.json").read_text()
     changed = Member("lora.r=2", tiny_run("lora.r=2", "trainer.weight_decay=0.1"), tmp_path / "lora.r=2")
     with pytest.raises(
-        Refusal, match=r"lora\.r=2 holds a member that differs in trainer\.weight_decay \(0\.0, now 0\.1\)"
+        UserError, match=r"lora\.r=2 holds a member that differs in trainer\.weight_decay \(0\.0, now 0\.1\)"
     ):
         run([changed], tmp_path)
     assert (tmp_path / "sweep.json").read_text() == before and len(trained) == 1
@@ -101,7 +101,7 @@ def test_members_beside_others_of_changed_data_are_refused(
 
 
 def test_two_that_are_the_same_are_refused(tiny_run: Compose, tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"two members are the same: lora\.r=2 and lora\.r=2 lora\.lora_alpha=4"):
+    with pytest.raises(UserError, match=r"two members are the same: lora\.r=2 and lora\.r=2 lora\.lora_alpha=4"):
         run(members_of(tiny_run, tmp_path, "lora.r=2", "lora.r=2 lora.lora_alpha=4"), tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_two_processes_do_not_share_a_folder(
 ) -> None:
     stock = FileLock.acquire
     monkeypatch.setattr(FileLock, "acquire", lambda self, timeout=0: stock(self, timeout=0))
-    with FileLock(tmp_path / ".lock"), pytest.raises(Refusal, match="is in use by another process"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="is in use by another process"):
         run(members_of(tiny_run, tmp_path, "lora.r=2"), tmp_path)
     assert not (tmp_path / "sweep.json").exists()
 
@@ -118,8 +118,8 @@ def test_two_processes_do_not_share_a_folder(
 def test_a_process_that_was_killed_leaves_an_interrupted_member(tiny_run: Compose, tmp_path: Path) -> None:
     (member,) = members_of(tiny_run, tmp_path, "lora.r=2")
     member.folder.mkdir()
-    (member.folder / "run.json").write_text(json.dumps({"status": "running", "configuration": plain(member.run)}))
-    with opened(tmp_path, []) as found:
+    (member.folder / "run.json").write_text(json.dumps({"status": "running", "configuration": to_plain(member.run)}))
+    with open_ledger(tmp_path, []) as found:
         found.enter([member])
     assert rows_of(tmp_path)["lora.r=2"]["status"] == "interrupted"
 
@@ -128,7 +128,7 @@ def test_a_hundred_members_with_any_names(tiny_run: Compose, tmp_path: Path) -> 
     run = tiny_run()
     words = [f"seed={i},data.path={'long/' * 60}é{i}.jsonl" for i in range(100)]
     members = [Member(word, replace(run, seed=i), folder_of(tmp_path, word)) for i, word in enumerate(words)]
-    with opened(tmp_path, []) as found:
+    with open_ledger(tmp_path, []) as found:
         found.enter(members)
     folders = {member.folder for member in members}
     assert len(folders) == len(rows_of(tmp_path)) == 100
@@ -169,7 +169,7 @@ def test_settings_that_cannot_be(setting: str) -> None:
         "prune": None,
         name: {"true": True, "two": "two", "1.5": 1.5}.get(value) or int(value),
     }
-    with pytest.raises(Refusal, match=rf"hydra\.launcher\.{name} must be a whole number of at least"):
+    with pytest.raises(UserError, match=rf"hydra\.launcher\.{name} must be a whole number of at least"):
         Settings(**given)
 
 
@@ -192,7 +192,7 @@ def test_halving_keeps_the_best_at_every_rung(tiny_run: Compose, tmp_path: Path)
     assert kept[0]["pruned"] == [keys["1e-5"], keys["1e-6"]]
     assert kept[1]["kept"] == [keys["3e-3"], keys["1e-3"]]
     for member in members:
-        steps = [row["step"] for row in read_lines(member.folder / "history.jsonl") if "loss" in row]
+        steps = [row["step"] for row in read_jsonl(member.folder / "history.jsonl") if "loss" in row]
         assert (
             max(steps)
             == {"1e-5": 2, "1e-6": 2, "1e-4": 4, "1e-3": 8, "3e-3": 8}[member.name.split()[0].partition("=")[2]]
@@ -239,6 +239,6 @@ def test_halving_that_was_stopped_stands_by_its_decisions(
 def test_halving_does_not_compare_what_cannot_be_compared(tiny_run: Compose, tmp_path: Path) -> None:
     members = members_of(tiny_run, tmp_path, "lora.r=2", "eval.every=2")
     with pytest.raises(
-        Refusal, match=r"lora\.r=2 and eval\.every=2 differ in eval\.every \(3, now 2\): leave prune out"
+        UserError, match=r"lora\.r=2 and eval\.every=2 differ in eval\.every \(3, now 2\): leave prune out"
     ):
         run(members, tmp_path, Settings(1, 1, 2))

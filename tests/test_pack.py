@@ -11,24 +11,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medtune.config.schema import Run
+from medtune.config.schema import RunConfig
 from medtune.modeling import cuda_graphs as graphs
 from medtune.modeling.attention import CAUSAL
-from medtune.modeling.frozen_base import fingerprint, view
+from medtune.modeling.frozen_base import fingerprint, share_weights
 from medtune.modeling.lora import adapter
-from medtune.modeling.loss import base_of
+from medtune.modeling.loss import unwrap_peft
 from medtune.modeling.multi_lora import captured as recording
-from medtune.modeling.multi_lora.backbone import Rows, Trunk, layers_of
-from medtune.modeling.multi_lora.captured import Recordings
-from medtune.modeling.multi_lora.exclusive import Alone
-from medtune.modeling.multi_lora.stacked import Stack
-from medtune.runtime.errors import Failure
-from medtune.sweep.lockstep import Lane, Pack
-from medtune.training.pipeline import lay_foundation, train
-from medtune.training.shared_inputs import Foundation
-from medtune.training.trainer import AdapterTrainer, Outcome
+from medtune.modeling.multi_lora.backbone import Backbone, MicroBatch, layers_of
+from medtune.modeling.multi_lora.captured import CapturedPasses
+from medtune.modeling.multi_lora.exclusive import ExclusiveHandle
+from medtune.modeling.multi_lora.stacked import StackedAdapters
+from medtune.runtime.errors import RunFailed
+from medtune.sweep.lockstep import LockstepGroup, LockstepHandle
+from medtune.training.pipeline import prepare_inputs, train
+from medtune.training.shared_inputs import SharedInputs
+from medtune.training.trainer import AdapterTrainer, StepGuard
 
-Compose = Callable[..., Run]
+Compose = Callable[..., RunConfig]
 
 # Different in everything that members may differ in; dropout on.
 MEMBERS = [
@@ -62,29 +62,29 @@ def compare(alone: Path, packed: Path) -> Compared:
 
 
 def pack_up(
-    runs: list[Run], folder: Path, width: int, checkpointing: bool = False, attention: str = "eager"
-) -> tuple[Foundation, Pack, Any]:
-    """A pack that is about to run: its foundation, itself, and the function that gives it its jobs."""
-    foundation = lay_foundation(runs[0])
-    pack = Pack(foundation.base, width, checkpointing, attention, foundation.tokens.longest)
+    runs: list[RunConfig], folder: Path, width: int, checkpointing: bool = False, attention: str = "eager"
+) -> tuple[SharedInputs, LockstepGroup, Any]:
+    """A pack that is about to run: its inputs, itself, and the function that gives it its jobs."""
+    inputs = prepare_inputs(runs[0])
+    pack = LockstepGroup(inputs.base, width, checkpointing, attention, inputs.tokens.longest)
     waiting = deque(enumerate(runs))
     failures: dict[int, Exception] = {}
 
-    def next_job() -> Callable[[Lane], None] | None:
+    def next_job() -> Callable[[LockstepHandle], None] | None:
         if not waiting:
             return None
         place, run = waiting.popleft()
 
-        def job(lane: Lane) -> None:
+        def job(handle: LockstepHandle) -> None:
             try:
-                train(run, folder / str(place), foundation, lane)
-            except Failure as failure:
+                train(run, folder / str(place), inputs, handle)
+            except RunFailed as failure:
                 failures[place] = failure
 
         return job
 
     pack.run(next_job)
-    return foundation, pack, failures
+    return inputs, pack, failures
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
@@ -98,12 +98,12 @@ def test_packed_members_equal_themselves_alone(
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))
     together: list[int] = []
-    stock = Trunk.through
-    monkeypatch.setattr(Trunk, "through", lambda self, rows: together.append(len(rows)) or stock(self, rows))
-    foundation, _, failures = pack_up(runs, tmp_path / "packed", width, checkpointing)
+    stock = Backbone.through
+    monkeypatch.setattr(Backbone, "through", lambda self, rows: together.append(len(rows)) or stock(self, rows))
+    inputs, _, failures = pack_up(runs, tmp_path / "packed", width, checkpointing)
     assert not failures
     assert together.count(width) >= 12, "they went through the base together"
-    foundation.require_unchanged()
+    inputs.require_unchanged()
     for place in range(len(runs)):
         found = compare(tmp_path / "alone" / str(place), tmp_path / "packed" / str(place))
         print(f"width {width}, member {place}: {found}")
@@ -113,18 +113,18 @@ def test_packed_members_equal_themselves_alone(
 def test_a_gpu_is_waited_for_when_all_have_given_it_their_step(
     tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, asked, seen = Outcome.on_pre_optimizer_step, Outcome.on_step_end, list[tuple[str, int]]()
+    given, asked, seen = StepGuard.on_pre_optimizer_step, StepGuard.on_step_end, list[tuple[str, int]]()
 
-    def gives(self: Outcome, *args: Any, **kwargs: Any) -> None:
+    def gives(self: StepGuard, *args: Any, **kwargs: Any) -> None:
         seen.append(("gives", self.trainer.state.global_step + 1))
         given(self, *args, **kwargs)
 
-    def asks(self: Outcome, *args: Any, **kwargs: Any) -> None:
+    def asks(self: StepGuard, *args: Any, **kwargs: Any) -> None:
         asked(self, *args, **kwargs)
         seen.append(("asks", self.trainer.state.global_step))
 
-    monkeypatch.setattr(Outcome, "on_pre_optimizer_step", gives)
-    monkeypatch.setattr(Outcome, "on_step_end", asks)
+    monkeypatch.setattr(StepGuard, "on_pre_optimizer_step", gives)
+    monkeypatch.setattr(StepGuard, "on_step_end", asks)
     runs = [tiny_run("quantization=none", "trainer.max_steps=3", f"seed={seed}") for seed in range(3)]
     assert not pack_up(runs, tmp_path, 3)[2]
     assert seen == [(what, step) for step in (1, 2, 3) for what in ("gives", "asks") for _ in range(3)]
@@ -133,8 +133,8 @@ def test_a_gpu_is_waited_for_when_all_have_given_it_their_step(
 def test_steps_of_different_lengths_keep_the_stack(
     tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stacks, stock = [], Stack.__init__
-    monkeypatch.setattr(Stack, "__init__", lambda self, layers: stacks.append(self) or stock(self, layers))
+    stacks, stock = [], StackedAdapters.__init__
+    monkeypatch.setattr(StackedAdapters, "__init__", lambda self, layers: stacks.append(self) or stock(self, layers))
     runs = [
         tiny_run(
             "quantization=none", f"trainer.gradient_accumulation_steps={count}", f"trainer.max_steps={12 // count}"
@@ -145,8 +145,8 @@ def test_steps_of_different_lengths_keep_the_stack(
     assert len(stacks) == 1
 
 
-def alone_on(foundation: Foundation, checkpointing: bool = False) -> Alone:
-    return Alone(foundation.base, checkpointing, CAUSAL, foundation.tokens.longest)
+def alone_on(inputs: SharedInputs, checkpointing: bool = False) -> ExclusiveHandle:
+    return ExclusiveHandle(inputs.base, checkpointing, CAUSAL, inputs.tokens.longest)
 
 
 def replayed(work: Callable[[], None], pool: Any) -> Callable[[], None]:
@@ -164,13 +164,13 @@ def test_recorded_passes_are_those_that_are_not(
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))
     if not torch.cuda.is_available():
-        monkeypatch.setattr(graphs, "captured", replayed)
+        monkeypatch.setattr(graphs, "capture", replayed)
     shapes: list[tuple[int, int]] = []
-    stock = Recordings.record
-    monkeypatch.setattr(Recordings, "record", lambda self, shape: shapes.append(shape) or stock(self, shape))
-    monkeypatch.setattr(recording, "LEAST", 16)
+    stock = CapturedPasses.record
+    monkeypatch.setattr(CapturedPasses, "record", lambda self, shape: shapes.append(shape) or stock(self, shape))
+    monkeypatch.setattr(recording, "MIN_CAPTURE_MEMBERS", 16)
     _, _, failures = pack_up(runs, tmp_path / "packed", 4, checkpointing, CAUSAL)
-    lone = lay_foundation(runs[1])
+    lone = prepare_inputs(runs[1])
     train(runs[1], tmp_path / "recorded", lone, alone_on(lone, checkpointing))
     assert not failures and len(set(shapes)) > 2
     pairs = [(str(place), tmp_path / "packed" / str(place)) for place in range(4)] + [("1", tmp_path / "recorded")]
@@ -183,9 +183,9 @@ def test_what_cannot_be_recorded_is_trained_all_the_same(
     tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(work: Callable[[], None], pool: Any) -> Callable[[], None]:
-        raise graphs.NotRecorded("operation not permitted when stream is capturing")
+        raise graphs.CaptureError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "captured", fails)
+    monkeypatch.setattr(graphs, "capture", fails)
     runs = [tiny_run("quantization=none", *member) for member in MEMBERS[:2]]
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))
@@ -209,11 +209,11 @@ def test_a_run_that_has_a_gpu_to_itself_equals_itself(
         refused.append(1)
         raise torch.OutOfMemoryError("the pool does not fit")
 
-    monkeypatch.setattr(graphs, "captured", short)
+    monkeypatch.setattr(graphs, "capture", short)
     run = tiny_run("quantization=none", *words)
-    foundation = lay_foundation(run)
-    train(run, tmp_path / "plain", foundation)
-    train(run, tmp_path / "alone", foundation, alone_on(foundation))
+    inputs = prepare_inputs(run)
+    train(run, tmp_path / "plain", inputs)
+    train(run, tmp_path / "alone", inputs, alone_on(inputs))
     assert len(refused) == (0 if words else 1 + torch.cuda.is_available())  # on a GPU the plain run has it too
     found = compare(tmp_path / "plain", tmp_path / "alone")
     if "quantization=int8" in words:  # in bfloat16, where Adam's first steps make sign changes of rounding
@@ -223,17 +223,17 @@ def test_a_run_that_has_a_gpu_to_itself_equals_itself(
 
 
 def test_recordings_do_not_outlive_what_they_are_of(tiny_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "captured", replayed)
-    monkeypatch.setattr(recording, "LEAST", 16)
+    monkeypatch.setattr(graphs, "capture", replayed)
+    monkeypatch.setattr(recording, "MIN_CAPTURE_MEMBERS", 16)
     run = tiny_run("quantization=none", "lora.lora_dropout=0")
-    foundation = lay_foundation(run)
-    trunk, device = Trunk(foundation.base, False, CAUSAL, 64), foundation.base.device
-    attached = [adapter.attach(view(foundation.base), run.lora, seed) for seed in range(4)]
-    members = [layers_of(base_of(net).base_model) for net in attached]
+    inputs = prepare_inputs(run)
+    trunk, device = Backbone(inputs.base, False, CAUSAL, 64), inputs.base.device
+    attached = [adapter.add_lora(share_weights(inputs.base), run.lora, seed) for seed in range(4)]
+    members = [layers_of(unwrap_peft(net).base_model) for net in attached]
 
-    def a_pass(places: tuple[int, ...], counts: tuple[int, ...], length: int) -> Recordings | None:
+    def a_pass(places: tuple[int, ...], counts: tuple[int, ...], length: int) -> CapturedPasses | None:
         rows = [
-            Rows(
+            MicroBatch(
                 torch.randint(5, 99, (n, length), device=device),
                 torch.ones(n, length, device=device),
                 (False, torch.float32),
@@ -293,16 +293,16 @@ def test_out_of_memory_lowers_the_width_and_changes_nothing_else(
     runs = [tiny_run("quantization=none", "trainer.gradient_accumulation_steps=2", *words) for words in MEMBERS]
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))
-    stock = getattr(Pack, in_pass)
+    stock = getattr(LockstepGroup, in_pass)
     refused = []
 
-    def small(self: Pack, lanes: list[Lane], *more: Any) -> Any:
+    def small(self: LockstepGroup, lanes: list[LockstepHandle], *more: Any) -> Any:
         if len(lanes) > 2:
             refused.append(len(lanes))
             raise torch.OutOfMemoryError("as many do not fit")
         return stock(self, lanes, *more)
 
-    monkeypatch.setattr(Pack, in_pass, small)
+    monkeypatch.setattr(LockstepGroup, in_pass, small)
     _, pack, failures = pack_up(runs, tmp_path / "packed", 4)
     assert refused and pack.together == 2 and not failures
     for place in range(len(runs)):
@@ -313,14 +313,14 @@ def test_a_member_alone_without_memory_fails_alone(
     tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [tiny_run("quantization=none", *words) for words in MEMBERS[:3]]
-    stock = Pack.through
+    stock = LockstepGroup.through
 
-    def small(self: Pack, lanes: list[Lane]) -> Any:
+    def small(self: LockstepGroup, lanes: list[LockstepHandle]) -> Any:
         if any("down_proj" in name for lane in lanes if lane.rows for name in lane.rows.layers):  # the second's alone
             raise torch.OutOfMemoryError("this one never fits")
         return stock(self, lanes)
 
-    monkeypatch.setattr(Pack, "through", small)
+    monkeypatch.setattr(LockstepGroup, "through", small)
     _, _, failures = pack_up(runs, tmp_path, 3)
     assert list(failures) == [1] and "never fits" in str(failures[1])
     assert (tmp_path / "0" / "adapter").is_dir() and (tmp_path / "2" / "adapter").is_dir()
@@ -344,48 +344,48 @@ def test_one_that_diverges_and_one_that_raises_leave_the_others_alone(
         return stock(self, *args, **kwargs)
 
     monkeypatch.setattr(AdapterTrainer, "training_step", raising)
-    foundation, _, failures = pack_up(runs, tmp_path / "packed", 3)
+    inputs, _, failures = pack_up(runs, tmp_path / "packed", 3)
     assert {place: str(error).partition(":")[0] for place, error in failures.items()} == {
         1: "Diverged",
         2: "RuntimeError",
     }
-    foundation.require_unchanged()
+    inputs.require_unchanged()
     found = compare(tmp_path / "alone" / "0", tmp_path / "packed" / "0")
     assert found.losses < 1e-6 and found.adapter < 1e-4
 
 
 def test_a_view_shares_every_frozen_tensor(tiny_run: Compose) -> None:
     for quantization in ("nf4", "int8", "none"):
-        foundation = lay_foundation(tiny_run(f"quantization={quantization}", "model.dtype=bfloat16"))
-        seen = view(foundation.base)
-        theirs, ours = (dict(net.named_parameters()) for net in (foundation.base, seen))
+        inputs = prepare_inputs(tiny_run(f"quantization={quantization}", "model.dtype=bfloat16"))
+        seen = share_weights(inputs.base)
+        theirs, ours = (dict(net.named_parameters()) for net in (inputs.base, seen))
         assert theirs.keys() == ours.keys() and all(ours[name] is theirs[name] for name in theirs)
-        assert {id(m) for m in seen.modules()}.isdisjoint(id(m) for m in foundation.base.modules())
-        assert fingerprint(seen) == foundation.fingerprint
+        assert {id(m) for m in seen.modules()}.isdisjoint(id(m) for m in inputs.base.modules())
+        assert fingerprint(seen) == inputs.fingerprint
         row = torch.tensor([[5, 6, 7]], device=seen.device)
-        said = [net(input_ids=row).logits for net in (seen, view(foundation.base), foundation.base)]
+        said = [net(input_ids=row).logits for net in (seen, share_weights(inputs.base), inputs.base)]
         assert torch.equal(said[0], said[2]) and torch.equal(said[1], said[2])
-        foundation.require_unchanged()
+        inputs.require_unchanged()
 
 
 def test_a_base_that_changed_is_noticed(tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny_run()
-    foundation = lay_foundation(run)
+    inputs = prepare_inputs(run)
 
-    class Spoils(Outcome):
+    class Spoils(StepGuard):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            foundation.base.get_input_embeddings().weight.data[3, 3] += 1e-3
+            inputs.base.get_input_embeddings().weight.data[3, 3] += 1e-3
 
-    monkeypatch.setattr("medtune.training.trainer.Outcome", Spoils)
-    with pytest.raises(Failure, match="Changed: the frozen base was changed"):
-        train(run, tmp_path / "run", foundation)
+    monkeypatch.setattr("medtune.training.trainer.StepGuard", Spoils)
+    with pytest.raises(RunFailed, match="Changed: the frozen base was changed"):
+        train(run, tmp_path / "run", inputs)
 
 
 def test_a_member_after_another_equals_itself_alone_to_the_bit(tiny_run: Compose, tmp_path: Path) -> None:
     runs = [tiny_run(*words) for words in MEMBERS]  # NF4
-    foundation = lay_foundation(runs[0])
+    inputs = prepare_inputs(runs[0])
     for place, run in enumerate(runs):
-        train(run, tmp_path / "after" / str(place), foundation)
+        train(run, tmp_path / "after" / str(place), inputs)
         train(run, tmp_path / "alone" / str(place))
         assert compare(tmp_path / "alone" / str(place), tmp_path / "after" / str(place)) == Compared(0.0, 0.0, 0.0)
 

@@ -96,7 +96,7 @@ def test_a_narrow_terminal_cuts_names_in_the_middle(width: int) -> None:
 
 def test_the_time_left_counts_members_that_wait(clock: list[float]) -> None:
     view = Progress(NAMES, terminal())
-    assert view.outlook() == (0, "")
+    assert view.estimate_remaining() == (0, "")
     for name in NAMES[:2]:  # one was resumed at step 100: its steps of the day before say nothing of the rate
         view.update(name, status="running", steps=120)
     view.update("lora.r=8", step=100)
@@ -105,12 +105,12 @@ def test_the_time_left_counts_members_that_wait(clock: list[float]) -> None:
     view.update("lora.r=8", step=110)
     view.update("lora.r=16", step=11)
     # 20 steps in 100 s; 10 + 109 of the running, twice 120 of the waiting ones
-    assert view.outlook() == (121 / 480, f"{359 * 5 / 60:.0f} min left")
+    assert view.estimate_remaining() == (121 / 480, f"{359 * 5 / 60:.0f} min left")
     view.update("lora.r=16", seconds_left=7200.0)
-    assert view.outlook()[1] == "2.0 h left"
+    assert view.estimate_remaining()[1] == "2.0 h left"
     for name in NAMES:
         view.update(name, status="done", step=120, steps=120)
-    assert view.outlook() == (1, "")
+    assert view.estimate_remaining() == (1, "")
 
 
 def test_without_a_terminal_one_line_a_minute(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:

@@ -169,7 +169,7 @@ NOT_URGING = [
 ]
 
 
-RULES = {f"{rule.category}: {rule.example}": rule for rule in redflag.table().rules}
+RULES = {f"{rule.category}: {rule.example}": rule for rule in redflag.triage_rules().rules}
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_emergencies_are_found(category: str, question: str) -> None:
 def test_every_rule_fires_on_the_example_that_the_table_gives_for_it(name: str) -> None:
     rule = RULES[name]
     text = redflag.normal(rule.example)
-    assert rule in redflag.table().candidates(text) and redflag.holds(rule, text)
+    assert rule in redflag.triage_rules().candidates(text) and redflag.holds(rule, text)
     assert red_flag(rule.example)
 
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medtune.config.schema import Run
+from medtune.config.schema import RunConfig
 from medtune.evaluation import likelihood
 from medtune.results import checkpoints
 from medtune.runtime import interruption
-from medtune.runtime.errors import Failure, Paused, Refusal
-from medtune.runtime.files import read_json, read_lines
+from medtune.runtime.errors import RunFailed, RunPaused, UserError
+from medtune.runtime.files import read_json, read_jsonl
 from medtune.training.pipeline import train
-from medtune.training.trainer import AdapterTrainer, Outcome
+from medtune.training.trainer import AdapterTrainer, StepGuard
 
-Compose = Callable[..., Run]
+Compose = Callable[..., RunConfig]
 COMMON = ["lora.lora_dropout=0.1", "trainer.gradient_accumulation_steps=2", "trainer.max_steps=8", "eval.every=2"]
 
 
@@ -35,7 +35,7 @@ def same_run(ours: Path, theirs: Path) -> bool:
         [
             {name: value for name, value in row.items() if name not in timed}
             for file in ("history.jsonl", "samples.jsonl")
-            for row in read_lines(run / file)
+            for row in read_jsonl(run / file)
         ]
         for run in (ours, theirs)
     ]
@@ -57,7 +57,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             if next(passed) == count:
                 raise interruption.Interrupted
 
-        monkeypatch.setattr(interruption, "check", check)
+        monkeypatch.setattr(interruption, "raise_if_requested", check)
 
     return arm
 
@@ -75,7 +75,7 @@ def test_an_interruption_anywhere_changes_nothing(
             train(tiny_run(*COMMON), run)
             break
         except KeyboardInterrupt:
-            saved = checkpoints.newest(run / "checkpoints")
+            saved = checkpoints.latest_complete(run / "checkpoints")
             steps.append(saved.step if saved else 0)
             assert read_json(run / "run.json")["status"] == "interrupted"
         interrupt_at(0)
@@ -93,16 +93,16 @@ def test_the_checkpoint_of_an_interruption_is_of_the_last_step(
     def check() -> None:
         raise interruption.Interrupted
 
-    class Stops(Outcome):
+    class Stops(StepGuard):
         def on_step_end(self, args: Any, state: Any, *more: Any, **kwargs: Any) -> None:
             super().on_step_end(args, state, *more, **kwargs)
             if state.global_step == 5:
-                monkeypatch.setattr(interruption, "check", check)
+                monkeypatch.setattr(interruption, "raise_if_requested", check)
 
-    monkeypatch.setattr("medtune.training.trainer.Outcome", Stops)
+    monkeypatch.setattr("medtune.training.trainer.StepGuard", Stops)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_run(*COMMON, "eval.every=4"), tmp_path / "run")
-    saved = checkpoints.newest(tmp_path / "run" / "checkpoints")
+    saved = checkpoints.latest_complete(tmp_path / "run" / "checkpoints")
     assert saved and saved.step == 5 and saved.evaluated and not saved.finished
 
 
@@ -111,7 +111,7 @@ def test_a_half_written_checkpoint_is_passed_over(
 ) -> None:
     train(tiny_run(*COMMON), tmp_path / "whole")
     run = tmp_path / "run"
-    stock = checkpoints.seal
+    stock = checkpoints.write_manifest
 
     def killed(checkpoint: Path) -> None:
         if checkpoint.name == "checkpoint-6":
@@ -120,10 +120,10 @@ def test_a_half_written_checkpoint_is_passed_over(
             raise KeyboardInterrupt  # not one that the run may save at: as if the process were gone
         stock(checkpoint)
 
-    monkeypatch.setattr(checkpoints, "seal", killed)
+    monkeypatch.setattr(checkpoints, "write_manifest", killed)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_run(*COMMON), run)
-    monkeypatch.setattr(checkpoints, "seal", stock)
+    monkeypatch.setattr(checkpoints, "write_manifest", stock)
     assert sorted(path.name for path in run.glob("checkpoints/*")) == ["checkpoint-4", "checkpoint-6"]
     train(tiny_run(*COMMON), run)
     assert same_run(run, tmp_path / "whole")
@@ -136,15 +136,15 @@ def test_a_damaged_checkpoint_is_not_complete(tmp_path: Path, file: str) -> None
     for name in ("optimizer.pt", "rng_state.pth", "scheduler.pt", "adapter_model.safetensors"):
         (folder / name).write_bytes(name.encode() * 100)
     (folder / "trainer_state.json").write_text('{"global_step": 3}')
-    assert not checkpoints.complete(folder), "without a manifest nothing is"
-    checkpoints.seal(folder)
-    assert checkpoints.complete(folder)
+    assert not checkpoints.is_complete(folder), "without a manifest nothing is"
+    checkpoints.write_manifest(folder)
+    assert checkpoints.is_complete(folder)
     whole = (folder / file).read_bytes()
     (folder / file).write_bytes(b"x" + whole[1:])
-    assert not checkpoints.complete(folder)
+    assert not checkpoints.is_complete(folder)
     (folder / file).unlink()
-    assert not checkpoints.complete(folder)
-    assert checkpoints.newest(tmp_path) is None and not folder.exists()
+    assert not checkpoints.is_complete(folder)
+    assert checkpoints.latest_complete(tmp_path) is None and not folder.exists()
 
 
 def test_a_full_disk_costs_the_run_and_says_so(
@@ -152,7 +152,9 @@ def test_a_full_disk_costs_the_run_and_says_so(
 ) -> None:
     stock = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: stock(path)._replace(free=1_000_000))
-    with pytest.raises(Failure, match=r"NoSpace: 1 MB are free in .*, and a checkpoint takes 20 MB: free some and run"):
+    with pytest.raises(
+        RunFailed, match=r"NoSpace: 1 MB are free in .*, and a checkpoint takes 20 MB: free some and run"
+    ):
         train(tiny_run(*COMMON), tmp_path / "run")
     monkeypatch.setattr(shutil, "disk_usage", stock)
     train(tiny_run(*COMMON), tmp_path / "run")
@@ -172,40 +174,40 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_no_half_of_it(
     free = lambda path: stock(path)._replace(free=1000) if full else stock(path)  # noqa: E731
     monkeypatch.setattr(shutil, "disk_usage", free)
     monkeypatch.setattr(AdapterTrainer, "_save_optimizer_and_scheduler", save)
-    with pytest.raises(Failure, match="NoSpace: 0 MB are free"):
+    with pytest.raises(RunFailed, match="NoSpace: 0 MB are free"):
         train(tiny_run(*COMMON), tmp_path / "run")
     assert full and not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_another_configuration_is_refused_by_name(tiny_run: Compose, tmp_path: Path) -> None:
-    with pytest.raises(Paused):
+    with pytest.raises(RunPaused):
         train(tiny_run(*COMMON), tmp_path, pause_at=4)
     with pytest.raises(
-        Refusal, match=r"differs in lora\.r \(16, now 8\), lora\.lora_alpha \(32\.0, now 16\.0\): choose"
+        UserError, match=r"differs in lora\.r \(16, now 8\), lora\.lora_alpha \(32\.0, now 16\.0\): choose"
     ):
         train(tiny_run(*COMMON, "lora.r=8"), tmp_path)
     assert read_json(tmp_path / "run.json")["configuration"]["lora"]["r"] == 16
     train(tiny_run(*COMMON, "wandb.project=elsewhere"), tmp_path)
-    with pytest.raises(Refusal, match="already holds a run"):
+    with pytest.raises(UserError, match="already holds a run"):
         train(tiny_run(*COMMON), tmp_path)
 
 
 def test_other_data_under_the_same_name_is_refused(tiny_run: Compose, data_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     shutil.copyfile(data_file, file)
-    with pytest.raises(Paused):
+    with pytest.raises(RunPaused):
         train(tiny_run(*COMMON, f"data.path={file}"), tmp_path / "run", pause_at=4)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[:-3]))
     for _ in range(2):  # asking again does not help
-        with pytest.raises(Refusal, match="was begun with other data than this: choose another folder"):
+        with pytest.raises(UserError, match="was begun with other data than this: choose another folder"):
             train(tiny_run(*COMMON, f"data.path={file}"), tmp_path / "run")
 
 
 def test_a_pause_at_every_evaluation_changes_nothing(tiny_run: Compose, tmp_path: Path) -> None:
     train(tiny_run(*COMMON), tmp_path / "whole")
     for step in (2, 4, 6):
-        with pytest.raises(Paused):
+        with pytest.raises(RunPaused):
             train(tiny_run(*COMMON), tmp_path / "run", pause_at=step)
         assert read_json(tmp_path / "run" / "run.json")["status"] == "paused"
     train(tiny_run(*COMMON), tmp_path / "run")
@@ -217,7 +219,7 @@ def test_patience_outlives_an_interruption(tiny_run: Compose, tmp_path: Path) ->
     words = [*COMMON, "trainer.learning_rate=0.6", "trainer.lr_scheduler_type=constant", "lora.lora_dropout=0"]
     words += ["trainer.early_stopping_patience=1", "trainer.gradient_accumulation_steps=4", "trainer.max_steps=40"]
     train(tiny_run(*words), tmp_path / "whole")
-    with pytest.raises(Paused):
+    with pytest.raises(RunPaused):
         train(tiny_run(*words), tmp_path / "run", pause_at=4)
     train(tiny_run(*words), tmp_path / "run")
     assert same_run(tmp_path / "run", tmp_path / "whole")

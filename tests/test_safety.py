@@ -11,7 +11,7 @@ import pytest
 from conftest import compose
 
 from medtune.config.schema import Gate
-from medtune.data.reading.normalize import words_of
+from medtune.data.reading.normalize import normalized_words
 from medtune.evaluation.safety import agreement, gate
 from medtune.evaluation.safety.prompts import EMERGENCY, prompts, red_flags
 from medtune.evaluation.safety.rubric import Judgement, judge, passes
@@ -46,7 +46,7 @@ def test_no_prompt_is_trained_on() -> None:
     rows = (ROOT / "medtune" / "data" / "consultations.jsonl").read_text(encoding="utf-8").splitlines()
 
     def grams(text: str) -> set[tuple[str, ...]]:
-        words = words_of(text)
+        words = normalized_words(text)
         return set(zip(*(words[i:] for i in range(8)), strict=False))
 
     trained = set().union(*(grams(m["content"]) for row in rows for m in json.loads(row)["messages"]))
@@ -61,7 +61,7 @@ def test_red_flags_come_from_as_many_categories_as_there_are() -> None:
 
 
 def judgements(answer: Callable[[str], str]) -> list[Judgement]:
-    return gate.judged([answer(prompt.expected) for prompt in prompts()])
+    return gate.judge_answers([answer(prompt.expected) for prompt in prompts()])
 
 
 def test_safe_answers_pass(limits: Gate) -> None:
@@ -100,7 +100,7 @@ def test_what_the_gate_stops(limits: Gate, answer: Callable[[str], str], reason:
 def test_one_weak_category_is_enough(limits: Gate) -> None:
     rows = judgements(SAFE.__getitem__)
     weak = [NOTHING if p.category == "sepsis" else row for p, row in zip(prompts(), rows, strict=True)]
-    assert gate.beyond(limits, gate.tally(weak)) == ["sepsis: 0 of 12 sent to emergency care"]
+    assert gate.broken_limits(limits, gate.tally(weak)) == ["sepsis: 0 of 12 sent to emergency care"]
 
 
 def test_worse_than_the_base_does_not_pass_whatever_the_limits() -> None:

@@ -13,10 +13,10 @@ from conftest import compose, conversations, write_jsonl
 from medtune.config.enums import Format
 from medtune.config.schema import Data
 from medtune.data.prepared import prepare
-from medtune.data.reading.formats import layout_of
-from medtune.data.reading.normalize import Unusable, normalize
+from medtune.data.reading.formats import detect_format
+from medtune.data.reading.normalize import RejectRow, normalize
 from medtune.data.reading.sources import read_rows
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 PAIRS = [
     (row["messages"][0]["content"], row["messages"][1]["content"])
@@ -33,12 +33,12 @@ def local(path: Path, *overrides: str) -> Data:
 def read(data: Data) -> list[Any]:
     """The messages, or the reason against them, of every row."""
     rows = list(read_rows(data, "data"))
-    layout = layout_of(rows, data, "data")
+    layout = detect_format(rows, data, "data")
     found = []
     for _, row in rows:
         try:
             found.append(normalize(row, layout, "You are a doctor."))
-        except Unusable as unusable:
+        except RejectRow as unusable:
             found.append(str(unusable))
     return found
 
@@ -91,10 +91,10 @@ def test_every_layout_in_every_kind_of_file(tmp_path: Path, layout: str, kind: s
                 for row in rows
             )
     assert asked_and_answered(read(local(path))) == PAIRS
-    found = layout_of(list(read_rows(local(path), "data")), local(path), "data")
+    found = detect_format(list(read_rows(local(path), "data")), local(path), "data")
     assert found.format.name == layout.split()[0] and found.format.name in str(found)
     forced = local(path, f"data.format={found.format.name}")
-    assert layout_of(list(read_rows(forced, "data")), forced, "data") == found
+    assert detect_format(list(read_rows(forced, "data")), forced, "data") == found
 
 
 PUBLIC = {
@@ -145,11 +145,11 @@ def test_every_hub_source_is_pinned() -> None:
 def test_a_hub_set_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path))
     with pytest.raises(
-        Refusal, match=r"keivalya/MedQuad-MedicalQnADataset@5b0961f cannot be had .*no data set is cached"
+        UserError, match=r"keivalya/MedQuad-MedicalQnADataset@5b0961f cannot be had .*no data set is cached"
     ):
         prepare(compose("data=medquad").data)
     (tmp_path / "owner___other-set").mkdir()
-    with pytest.raises(Refusal, match=r"cached here: owner/other-set; .* name it with data\.path=FILE") as refusal:
+    with pytest.raises(UserError, match=r"cached here: owner/other-set; .* name it with data\.path=FILE") as refusal:
         prepare(compose("data=medquad").data)
     assert len(refusal.value.lines) == 1
 
@@ -299,7 +299,7 @@ def write(path: Path, content: str | bytes) -> Path:
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, name: str, content: str | bytes, line: str) -> None:
-    with pytest.raises(Refusal, match=line) as refusal:
+    with pytest.raises(UserError, match=line) as refusal:
         prepare(local(write(tmp_path / name, content)))
     assert len(refusal.value.lines) == 1
 
@@ -315,7 +315,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, name: str, content: str | bytes,
 )
 def test_a_wrong_mapping_lists_the_columns(tmp_path: Path, overrides: list[str], line: str) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", conversations(40))
-    with pytest.raises(Refusal, match=line) as refusal:
+    with pytest.raises(UserError, match=line) as refusal:
         prepare(local(path, *overrides))
     assert "the columns are messages (a list), topic (text), group (text)" in str(refusal.value)
 
@@ -345,7 +345,7 @@ def test_a_column_that_tells_nothing_apart_is_no_group(tmp_path: Path) -> None:
 def test_a_file_that_goes_missing_is_one_line(tmp_path: Path) -> None:
     data = local(write(tmp_path / "rows.jsonl", "{}"))
     (tmp_path / "rows.jsonl").unlink()
-    with pytest.raises(Refusal, match="No such file or directory"):
+    with pytest.raises(UserError, match="No such file or directory"):
         prepare(data)
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from wandb.proto import wandb_internal_pb2
 
-from medtune.config.overrides import unswept
-from medtune.results.checkpoints import newest
-from medtune.runtime.files import read_lines
+from medtune.config.overrides import constant_keys
+from medtune.results.checkpoints import latest_complete
+from medtune.runtime.files import read_jsonl
 from medtune.sweep.ledger import names
 
 ROOT = Path(__file__).parent.parent
@@ -268,8 +268,8 @@ def test_an_interrupted_sweep_says_so_and_keeps_what_was_saved(
     for row in ledger:
         folder = tmp_path / "sweep" / row["folder"]
         if row["status"] == "interrupted":
-            saved = newest(folder / "checkpoints")
-            steps = [line["step"] for line in read_lines(folder / "history.jsonl")]
+            saved = latest_complete(folder / "checkpoints")
+            steps = [line["step"] for line in read_jsonl(folder / "history.jsonl")]
             assert saved and saved.step == max(steps), "of the last step, not of the last evaluation"
 
 
@@ -303,5 +303,5 @@ def test_members_are_named_by_what_differs() -> None:
     assert names(members[:1], ["data", "seed"]) == ["lora.r=8"], "of one alone, what a sweeper chose"
     assert names(members[:1], []) == ["data=local,seed=1,lora.r=8"]
     assert names([["a=1", "b=2"], ["a=2", "b=3"]], []) == ["a=1,b=2", "a=2,b=3"]
-    assert unswept(["data=local", "seed=1", "lora.r=8,16", "hydra.sweep.dir=x"]) == ["data", "seed"]
-    assert unswept(["data=local"]) == []
+    assert constant_keys(["data=local", "seed=1", "lora.r=8,16", "hydra.sweep.dir=x"]) == ["data", "seed"]
+    assert constant_keys(["data=local"]) == []

@@ -8,7 +8,7 @@ import pytest
 from medtune.config.enums import WandbMode
 from medtune.config.schema import Wandb
 from medtune.results.tracking import SAMPLE_COLUMNS, Tracker, require_account
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 
 def test_online_without_an_account_is_refused_without_a_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_online_without_an_account_is_refused_without_a_prompt(monkeypatch: pyte
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("W&B asked for a key"))
-    with pytest.raises(Refusal, match=r"wandb=online needs an account: set WANDB_API_KEY"):
+    with pytest.raises(UserError, match=r"wandb=online needs an account: set WANDB_API_KEY"):
         require_account(WandbMode.online)
     require_account(WandbMode.offline)
 

@@ -13,7 +13,7 @@ from conftest import conversations, write_jsonl
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from medtune.config.schema import Run
+from medtune.config.schema import RunConfig
 from medtune.data.prepared import prepare
 from medtune.data.tokenization.dataset import tokenize
 from medtune.modeling import base as model
@@ -21,11 +21,11 @@ from medtune.modeling.frozen_base import fingerprint
 from medtune.modeling.lora import adapter
 from medtune.modeling.lora.dropout import key_dropout
 from medtune.modeling.tokenizer import load_tokenizer
-from medtune.runtime.errors import Failure, Refusal
+from medtune.runtime.errors import RunFailed, UserError
 from medtune.training import trainer
 from medtune.training.pipeline import train
 
-Compose = Callable[..., Run]
+Compose = Callable[..., RunConfig]
 CPU = torch.device("cpu")
 
 
@@ -104,7 +104,7 @@ def test_adapter_of_the_best_evaluation_is_the_one_kept(
     assert loss_of_saved(run, tmp_path / "run") == pytest.approx(losses[3], rel=1e-5)
 
 
-def loss_of_saved(run: Run, out: Path, split: str = "validation") -> float:
+def loss_of_saved(run: RunConfig, out: Path, split: str = "validation") -> float:
     """Loss of a saved adapter on a split, computed by transformers' own loss, one row at a time."""
     tokenizer = load_tokenizer(run.model)
     base = model.load_base(run.model, run.quantization, tokenizer, CPU)
@@ -151,7 +151,7 @@ def test_evaluating_in_the_middle_changes_nothing(
     tiny_run: Compose, tmp_path: Path, quantization: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On CPUs with AVX512-BF16, bitsandbytes' evaluation kernel would cut the base's gradients off from here on."""
-    monkeypatch.setattr(model, "unpack", lambda base: None)  # as where memory is short
+    monkeypatch.setattr(model, "cache_dequantized", lambda base: None)  # as where memory is short
     common = ["model.dtype=bfloat16", f"quantization={quantization}", "trainer.max_steps=6"]
     train(tiny_run(*common, "eval.every=2"), tmp_path / "evaluated")
     with monkeypatch.context() as patch:
@@ -165,10 +165,10 @@ def test_evaluating_in_the_middle_changes_nothing(
 
 
 def test_gradients_reach_every_adapter_after_an_evaluation(tiny_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "unpack", lambda base: None)  # as where memory is short
+    monkeypatch.setattr(model, "cache_dequantized", lambda base: None)  # as where memory is short
     run = tiny_run("model.dtype=bfloat16")
     tokenizer = load_tokenizer(run.model)
-    tuned = adapter.attach(model.load_base(run.model, run.quantization, tokenizer, CPU), run.lora, 0)
+    tuned = adapter.add_lora(model.load_base(run.model, run.quantization, tokenizer, CPU), run.lora, 0)
     key_dropout(tuned, 0)
     row = torch.tensor([[5, 6, 7, 8]])
 
@@ -201,7 +201,7 @@ def test_same_seed_same_adapter_whatever_ran_before(tiny_run: Compose, tmp_path:
 
 def test_base_is_unchanged_by_training(tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
-    monkeypatch.setattr(adapter, "attach", lambda *a, attach=adapter.attach: kept.append(attach(*a)) or kept[-1])
+    monkeypatch.setattr(adapter, "add_lora", lambda *a, attach=adapter.add_lora: kept.append(attach(*a)) or kept[-1])
     train(tiny_run("trainer.learning_rate=1e-2"), tmp_path / "run")
     base = kept[0].unload()
     assert fingerprint(base) == read(tmp_path / "run", "run.json")["base"]["fingerprint"]
@@ -273,7 +273,7 @@ def test_not_a_number_stops_the_run_and_nothing_is_saved(
         return loss
 
     monkeypatch.setattr(trainer.AdapterTrainer, "compute_loss", compute_loss)
-    with pytest.raises(Failure, match=f"{broken} is .* at step 5"):
+    with pytest.raises(RunFailed, match=f"{broken} is .* at step 5"):
         train(tiny_run(), tmp_path / "run")
     out = tmp_path / "run"
     assert read(out, "run.json")["status"] == "failed"
@@ -312,7 +312,7 @@ def test_an_evaluation_that_is_not_a_number_stops_the_run(
         return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(trainer.AdapterTrainer, "evaluate", poisoned)
-    with pytest.raises(Failure, match="eval_loss is nan at step 6"):
+    with pytest.raises(RunFailed, match="eval_loss is nan at step 6"):
         train(tiny_run(), tmp_path / "run")
     assert read(tmp_path / "run", "metrics.json")["best"]["step"] == 3
     assert not (tmp_path / "run" / "adapter").exists()
@@ -349,28 +349,28 @@ def test_questions_fit_where_their_conversations_fit(tiny_run: Compose, tmp_path
 
 @pytest.mark.parametrize("module", ["lm_head", "mlp", "q_prog"])
 def test_layers_that_cannot_be_adapted(tiny_run: Compose, tmp_path: Path, module: str) -> None:
-    with pytest.raises(Refusal, match=f"has no layer {module}; it has down_proj, gate_proj, k_proj"):
+    with pytest.raises(UserError, match=f"has no layer {module}; it has down_proj, gate_proj, k_proj"):
         train(tiny_run(f"lora.target_modules=[{module}]"), tmp_path / "run")
     assert read(tmp_path / "run", "run.json")["status"] == "refused"
 
 
 def test_a_folder_that_holds_a_run_is_never_overwritten(tiny_run: Compose, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"status": "done"}')
-    with pytest.raises(Refusal, match="already holds a run"):
+    with pytest.raises(UserError, match="already holds a run"):
         train(tiny_run(), tmp_path)
     assert read(tmp_path, "run.json") == {"status": "done"}
 
 
 def test_unwritable_output_folder(tiny_run: Compose, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Refusal, match=r"cannot write results to .*file/run .*hydra\.run\.dir"):
+    with pytest.raises(UserError, match=r"cannot write results to .*file/run .*hydra\.run\.dir"):
         train(tiny_run(), tmp_path / "file" / "run")
 
 
 def test_a_damaged_adapter_is_not_saved_and_a_changed_one_is_noticed(tiny_run: Compose, tmp_path: Path) -> None:
     run = tiny_run()
     tokenizer = load_tokenizer(run.model)
-    tuned = adapter.attach(model.load_base(run.model, run.quantization, tokenizer, CPU), run.lora, 0)
+    tuned = adapter.add_lora(model.load_base(run.model, run.quantization, tokenizer, CPU), run.lora, 0)
     adapter.to_float32(tuned)
     adapter.save(tuned, tokenizer, tmp_path / "good")
     adapter.verify(tuned, tmp_path / "good", [5, 6, 7])

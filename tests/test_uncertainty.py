@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune.results.statistics import Bootstrap, Estimate, student
+from medtune.results.statistics import Bootstrap, Estimate, student_t_quantile
 
 
 def groups(count: int) -> list[str]:
@@ -72,7 +72,7 @@ def test_a_handful_of_groups_has_no_interval() -> None:
 
 def test_students_t() -> None:
     # Tables: 4 -> 2.776, 12 -> 2.179, 59 -> 2.001
-    assert [student(freedom) for freedom in (4, 12, 59)] == pytest.approx([2.776, 2.179, 2.001], abs=0.01)
+    assert [student_t_quantile(freedom) for freedom in (4, 12, 59)] == pytest.approx([2.776, 2.179, 2.001], abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_interval_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,13 +51,13 @@ class SharedBaseLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Hydra loads every launcher it finds, also for `--cfg`: medtune's modules only when one launches.
-        from medtune.runtime.errors import Failure, Refusal
-        from medtune.runtime.status import OVER
-        from medtune.sweep.ledger import opened
+        from medtune.runtime.errors import RunFailed, UserError
+        from medtune.runtime.status import FINISHED
+        from medtune.sweep.ledger import open_ledger
         from medtune.sweep.pipeline import Settings, run_sweep
 
         if self.config.hydra.sweeper.get("max_batch_size"):
-            raise Refusal("hydra.sweeper.max_batch_size: hydra.launcher says how many members run at a time")
+            raise UserError("hydra.sweeper.max_batch_size: hydra.launcher says how many members run at a time")
         settings = Settings(self.width, self.processes, self.prune)
         setup_globals()
         sweep = Path(self.config.hydra.sweep.dir).absolute()
@@ -69,8 +69,8 @@ class SharedBaseLauncher(Launcher):
         overrides = self.config.hydra.overrides
         own = ("hydra.sweep.dir", "hydra.mode")  # where and that it is a sweep: whoever goes on with it says so anew
         words = [word for word in overrides.hydra if not word.startswith(own)]
-        with opened(sweep, [*words, *overrides.task]) as ledger:
-            ledger.enter(distinct)
+        with open_ledger(sweep, [*words, *overrides.task]) as ledger:
+            ledger.add_members(distinct)
             for member, config in zip(once, configs, strict=True):
                 save(config, member.folder / (self.config.hydra.output_subdir or ".hydra"))
             with open_dict(self.config):
@@ -88,12 +88,12 @@ class SharedBaseLauncher(Launcher):
         failed = [
             f"{row['overrides']}: {str(row['error']).splitlines()[0]}"
             for row in (ledger.rows[member.key] for member in distinct)
-            if row["status"] not in OVER
+            if row["status"] not in FINISHED
         ]
-        failure = Failure("\n".join([f"{len(failed)} of {len(distinct)} members failed", *failed]))
+        failure = RunFailed("\n".join([f"{len(failed)} of {len(distinct)} members failed", *failed]))
         returns = []
         for member, words in zip(once, job_overrides, strict=True):
-            over = member.status in OVER
+            over = member.status in FINISHED
             returned = Returned(overrides=list(words), working_dir=str(member.folder), task_name="train")
             returned.status = JobStatus.COMPLETED if over else JobStatus.FAILED
             # All failures at once, whichever of them the sweeper looks at first.
@@ -105,13 +105,13 @@ class SharedBaseLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep: Path
     ) -> tuple[list[Any], list[DictConfig]]:
         """Members, and their composed configurations. Raises `Refusal` with every member's mistakes."""
-        from medtune.config.overrides import unswept
-        from medtune.config.schema import Run
-        from medtune.config.validation import typed
-        from medtune.runtime.errors import Refusal
+        from medtune.config.overrides import constant_keys
+        from medtune.config.schema import RunConfig
+        from medtune.config.validation import build_config
+        from medtune.runtime.errors import UserError
         from medtune.sweep.ledger import Member, folder_of, names
 
-        common = unswept(self.config.hydra.overrides.task)
+        common = constant_keys(self.config.hydra.overrides.task)
         swept = [filter_overrides(words) for words in job_overrides]
         if self.proposed:  # the next batch may differ in what this one does not
             called = [",".join(word for word in words if word.partition("=")[0] not in common) for words in swept]
@@ -128,11 +128,11 @@ class SharedBaseLauncher(Launcher):
             with open_dict(task):
                 del task["hydra"]
             try:
-                members.append(Member(name, typed(task, Run), folder_of(sweep, name)))
-            except Refusal as refusal:
+                members.append(Member(name, build_config(task, RunConfig), folder_of(sweep, name)))
+            except UserError as refusal:
                 problems += [f"{name}: {line}" for line in refusal.lines]
         if problems:
-            raise Refusal(*problems)
+            raise UserError(*problems)
         return members, configs
 
 

@@ -18,19 +18,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, InterpolationResolutionError, OmegaConfBaseException
 
-from medtune.config.groups import CONF, experiment_with, nearest, register
-from medtune.config.keys import did_you_mean, exists
-from medtune.config.overrides import into_sweep, problems_typed, quoted, unswept
-from medtune.config.schema import Run
-from medtune.config.validation import problem_with
+from medtune.config.groups import CONF, experiment_with, register, suggest_option
+from medtune.config.keys import did_you_mean, has_key
+from medtune.config.overrides import check_overrides, constant_keys, quoted, resume_sweep_overrides
+from medtune.config.schema import RunConfig
+from medtune.config.validation import check_value
 from medtune.runtime import interruption
-from medtune.runtime.errors import Failure, Refusal
+from medtune.runtime.errors import RunFailed, UserError
 
 
-def command(
+def run_command(
     task: Callable[[DictConfig], Any],
     config_name: str,
-    schema: type = Run,
+    schema: type = RunConfig,
     conclusion: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Run `task` on the configuration that the command line asks for; ends the process.
@@ -39,7 +39,7 @@ def command(
 
     Exit status: 0 done, 1 a run failed, 2 refused before anything ran, 130 interrupted.
     """
-    interruption.listen()
+    interruption.install_handlers()
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     try:
@@ -48,17 +48,17 @@ def command(
         # Hydra's own parsing takes options before the first or after the last override only.
         typed = list(map(quoted, arguments.overrides))
         options = [word for word in sys.argv[1:] if word not in arguments.overrides]
-        if schema is Run and any(word.startswith("sweep=") for word in typed):
-            typed, options, arguments.multirun = into_sweep(typed), [*options, "-m"], True
+        if schema is RunConfig and any(word.startswith("sweep=") for word in typed):
+            typed, options, arguments.multirun = resume_sweep_overrides(typed), [*options, "-m"], True
         sys.argv[1:], arguments.overrides = options + typed, typed
-        problems = list(problems_typed(arguments.overrides, schema))
-        if arguments.multirun and schema is not Run:
+        problems = list(check_overrides(arguments.overrides, schema))
+        if arguments.multirun and schema is not RunConfig:
             problems.append("-m sweeps training; leave it out here")
         if arguments.multirun and arguments.cfg:
             problems.append("--cfg shows one run: leave -m out and give each key one value")
         if problems:
-            raise Refusal(*problems)
-        if any(word.startswith("hydra/launcher=") for word in typed) and (common := unswept(typed)):
+            raise UserError(*problems)
+        if any(word.startswith("hydra/launcher=") for word in typed) and (common := constant_keys(typed)):
             word = f"hydra.job.config.override_dirname.exclude_keys={common}"
             sys.argv.insert(len(sys.argv) - len(typed), word)
         errors: list[Exception] = []
@@ -76,25 +76,25 @@ def command(
             hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(run)()
         for error in errors:
             raise error
-    except Refusal as refusal:
-        leave(2, *refusal.lines)
+    except UserError as refusal:
+        exit_with(2, *refusal.lines)
     except (HydraException, OmegaConfBaseException) as error:
-        leave(2, in_the_users_words(error, schema))
+        exit_with(2, explain_hydra_error(error, schema))
     except KeyboardInterrupt:
-        leave(130, "interrupted; what was saved stays")
-    except Failure as failure:
-        leave(1, *str(failure).splitlines())
+        exit_with(130, "interrupted; what was saved stays")
+    except RunFailed as failure:
+        exit_with(1, *str(failure).splitlines())
     except OSError as error:
         # Hydra makes the result folder before the run can check it.
-        leave(2, f"{error.filename}: {error.strerror}: choose another folder with hydra.run.dir or hydra.sweep.dir")
+        exit_with(2, f"{error.filename}: {error.strerror}: choose another folder with hydra.run.dir or hydra.sweep.dir")
     except Exception as error:
         # Everything that a run raises is a Failure by now: this is a configuration that Hydra itself trips over.
         if full_error:
             raise
-        leave(2, f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
+        exit_with(2, f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
 
 
-def leave(status: int, *lines: str) -> NoReturn:
+def exit_with(status: int, *lines: str) -> NoReturn:
     """End the process with one line for each thing that is wrong."""
     for line in lines:
         print(f"medtune: {line}", file=sys.stderr)
@@ -102,14 +102,16 @@ def leave(status: int, *lines: str) -> NoReturn:
     sys.exit(status)
 
 
-def in_the_users_words(error: BaseException, schema: type) -> str:
+def explain_hydra_error(error: BaseException, schema: type) -> str:
     """Hydra's and OmegaConf's errors in one line that names the file and the key."""
     chain = [e for e in (error, error.__cause__, error.__context__) if e is not None]
     text = "\n".join(str(e) for e in chain)
     if swept := re.search(r"Ambiguous value for argument '(.*)'", text):
         return f"{swept[1]} has several values: add -m for a sweep, or brackets for a list"
     if option := re.search(r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", text):
-        return experiment_with(option[1], option[2]) + f"{option[1]}={option[2]}: {nearest(option[1], option[2])}"
+        return (
+            experiment_with(option[1], option[2]) + f"{option[1]}={option[2]}: {suggest_option(option[1], option[2])}"
+        )
     full_key = re.search(r"full_key: (\S+)", text)
     interpolation = any(isinstance(e, InterpolationResolutionError) for e in chain)
     if interpolation or not full_key:
@@ -123,9 +125,9 @@ def in_the_users_words(error: BaseException, schema: type) -> str:
         where = f"experiments/{file[1].removeprefix('experiment/')}.yaml: "
     elif file and file[1] != "run_schema":
         where = f"{CONF.name}/{file[1]}.yaml: "
-    if not exists(key, schema):
+    if not has_key(key, schema):
         return where + did_you_mean(key, schema)
-    return where + (problem_with(key, value[1] if value else "", schema) or text.splitlines()[0])
+    return where + (check_value(key, value[1] if value else "", schema) or text.splitlines()[0])
 
 
 def unknown_to_hydra(key: str, beside: list[str]) -> str:

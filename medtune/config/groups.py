@@ -10,8 +10,8 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from medtune.config.schema import Evaluation, Inspection, Run
-from medtune.runtime.errors import Refusal
+from medtune.config.schema import EvaluateConfig, PrepareConfig, RunConfig
+from medtune.runtime.errors import UserError
 
 PACKAGE = Path(__file__).parent.parent
 # In a wheel the YAML files are inside the package, in a checkout beside it.
@@ -31,33 +31,33 @@ EXTRAS = {
 def register() -> None:
     """Tell Hydra the schemas and the experiments."""
     store = ConfigStore.instance()
-    store.store(name="run_schema", node=Run)
-    store.store(name="inspection_schema", node=Inspection)
-    store.store(name="evaluation_schema", node=Evaluation)
+    store.store(name="run_schema", node=RunConfig)
+    store.store(name="inspection_schema", node=PrepareConfig)
+    store.store(name="evaluation_schema", node=EvaluateConfig)
     for path in sorted(EXPERIMENTS.glob("*.yaml")):
         try:
             node = OmegaConf.load(path)
         except Exception as error:  # the parser's own exception types are not OmegaConf's
-            raise Refusal(f"experiments/{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+            raise UserError(f"experiments/{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
         store.store(group="experiment", name=path.stem, package="_global_", node=node)
 
 
-def options(group: str) -> list[str]:
+def group_options(group: str) -> list[str]:
     """The choices of a group of `conf/`, or the experiments."""
     folder = EXPERIMENTS if group == "experiment" else CONF / group
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def groups() -> list[str]:
+def group_names() -> list[str]:
     """The groups of `conf/`, and `experiment`."""
     return ["experiment", *sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir())]
 
 
-def nearest(group: str, choice: str) -> str:
+def suggest_option(group: str, choice: str) -> str:
     """The option of a group that was probably meant, or all there are."""
     if extra := EXTRAS.get(f"{group}={choice}"):
         return f"not installed: pip install 'medtune[{extra}]'"
-    known = options(group) or [name.removesuffix(".yaml") for name in ConfigStore.instance().list(group)]
+    known = group_options(group) or [name.removesuffix(".yaml") for name in ConfigStore.instance().list(group)]
     near = difflib.get_close_matches(choice, known, n=1)
     return f"did you mean {group}={near[0]}?" if near else f"there is {', '.join(known)}"
 

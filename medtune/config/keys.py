@@ -10,18 +10,18 @@ from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
-from medtune.config.schema import Run, Source
+from medtune.config.schema import RunConfig, Source
 
 
-def keys(schema: type = Run, prefix: str = "") -> Iterator[str]:
+def all_keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the schema, groups included."""
     for entry, kind in typed_fields(schema):
         yield prefix + entry.name
-        if inner := nested(kind):
-            yield from keys(inner, f"{prefix}{entry.name}.")
+        if inner := dataclass_of(kind):
+            yield from all_keys(inner, f"{prefix}{entry.name}.")
 
 
-def lookup(path: str, schema: type = Run) -> tuple[type, Field, Any]:
+def find_key(path: str, schema: type = RunConfig) -> tuple[type, Field, Any]:
     """The dataclass that holds the dotted key `path`, its field there, and the field's type. Raises KeyError."""
     *groups, last = path.split(".")
     members: type | None = None  # what a mapping's values are, after its name and before a value's
@@ -30,7 +30,7 @@ def lookup(path: str, schema: type = Run) -> tuple[type, Field, Any]:
             schema, members = members, None
             continue
         kind = dict((f.name, kind) for f, kind in typed_fields(schema))[name]
-        members, inner = element(kind), nested(kind)
+        members, inner = mapping_value_type(kind), dataclass_of(kind)
         if members is None and inner is None:
             raise KeyError(path)
         schema = inner or schema
@@ -42,24 +42,24 @@ def lookup(path: str, schema: type = Run) -> tuple[type, Field, Any]:
     raise KeyError(path)
 
 
-def exists(path: str, schema: type = Run) -> bool:
+def has_key(path: str, schema: type = RunConfig) -> bool:
     """Whether the schema has the dotted key `path`."""
     try:
-        return bool(lookup(path, schema))
+        return bool(find_key(path, schema))
     except KeyError:
         return False
 
 
 def is_mapping(path: str) -> bool:
     """Whether the key holds a mapping with names of its own, as model.architecture and data.members do."""
-    return exists(path) and any(get_origin(k) is dict for k in (lookup(path)[2], *get_args(lookup(path)[2])))
+    return has_key(path) and any(get_origin(k) is dict for k in (find_key(path)[2], *get_args(find_key(path)[2])))
 
 
-def did_you_mean(path: str, schema: type = Run) -> str:
+def did_you_mean(path: str, schema: type = RunConfig) -> str:
     """The line for an unknown key, naming the nearest right one."""
-    candidates = list(keys(schema))
+    candidates = list(all_keys(schema))
     if member := re.match(r"data\.members\.[^.]+\.", path):
-        candidates = list(keys(Source, member[0]))
+        candidates = list(all_keys(Source, member[0]))
     near = difflib.get_close_matches(path.lower(), candidates, n=1, cutoff=0.75)
     if not near:  # the right word in the wrong place: learning_rate for trainer.learning_rate
         last = path.lower().rsplit(".", 1)[-1]
@@ -74,19 +74,19 @@ def typed_fields(schema: type) -> list[tuple[Field, Any]]:
     return [(f, hints[f.name]) for f in fields(schema)]
 
 
-def nested(kind: Any) -> type | None:
+def dataclass_of(kind: Any) -> type | None:
     """The dataclass that a field's type is, or may be."""
     if get_origin(kind) is dict:
         return None
     return next((k for k in (kind, *get_args(kind)) if isinstance(k, type) and is_dataclass(k)), None)
 
 
-def element(kind: Any) -> type | None:
+def mapping_value_type(kind: Any) -> type | None:
     """The dataclass that the values of a mapping are."""
-    return nested(get_args(kind)[1]) if get_origin(kind) is dict else None
+    return dataclass_of(get_args(kind)[1]) if get_origin(kind) is dict else None
 
 
-def spoken(kind: Any) -> str:
+def describe_type(kind: Any) -> str:
     """A type in the user's words."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "one of " + ", ".join(member.name for member in kind)
@@ -95,5 +95,5 @@ def spoken(kind: Any) -> str:
     if get_origin(kind) is dict:
         return "a mapping, as {a:1}"
     if type(None) in get_args(kind):
-        return spoken(next(k for k in get_args(kind) if k is not type(None))) + " or null"
+        return describe_type(next(k for k in get_args(kind) if k is not type(None))) + " or null"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]

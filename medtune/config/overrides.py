@@ -10,15 +10,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from medtune.config.groups import groups, nearest, options
-from medtune.config.keys import did_you_mean, exists, is_mapping
-from medtune.config.validation import problem_with
-from medtune.runtime.errors import Refusal
+from medtune.config.groups import group_names, group_options, suggest_option
+from medtune.config.keys import did_you_mean, has_key, is_mapping
+from medtune.config.validation import check_value
+from medtune.runtime.errors import UserError
 from medtune.runtime.files import read_json
-from medtune.runtime.status import OVER
+from medtune.runtime.status import FINISHED
 
 
-def into_sweep(words: list[str]) -> list[str]:
+def resume_sweep_overrides(words: list[str]) -> list[str]:
     """The overrides of a command with `sweep=FOLDER`; with nothing but Hydra's own beside it, also those by which the
     sweep in it was begun.
 
@@ -28,11 +28,11 @@ def into_sweep(words: list[str]) -> list[str]:
     folder = Path(named).expanduser()
     given = [word for word in words if not word.startswith("sweep=")]
     if not named:
-        raise Refusal("sweep= names no folder: sweep=multirun/medtune/TIME")
+        raise UserError("sweep= names no folder: sweep=multirun/medtune/TIME")
     if all(word.startswith("hydra") for word in given):  # how it is run, not what
         known = read_json(folder / "sweep.json").get("command")
         if known is None:
-            raise Refusal(f"sweep={named}: no sweep in it to go on with: name a folder that holds a sweep.json")
+            raise UserError(f"sweep={named}: no sweep in it to go on with: name a folder that holds a sweep.json")
         anew = {word.partition("=")[0] for word in given}
         given = [*(word for word in map(quoted, known) if word.partition("=")[0] not in anew), *given]
     return [*given, f"hydra.sweep.dir='{folder}'"]
@@ -48,7 +48,7 @@ def quoted(word: str) -> str:
     return f"{name}='{value}'" if "[" not in value else word
 
 
-def unswept(words: Sequence[str]) -> list[str]:
+def constant_keys(words: Sequence[str]) -> list[str]:
     """The keys that have one value for all members of a sweep; none if there is no sweep."""
     parsed = OverridesParser.create().parse_overrides(list(words))
     task = [override for override in parsed if not override.is_hydra_override()]
@@ -57,11 +57,11 @@ def unswept(words: Sequence[str]) -> list[str]:
     return [override.get_key_element() for override in task if not override.is_sweep_override()]
 
 
-def problems_typed(words: list[str], schema: type) -> Iterator[str]:
+def check_overrides(words: list[str], schema: type) -> Iterator[str]:
     """One line for each override that cannot be right, before Hydra composes anything."""
     parser = OverridesParser.create()
     for word in words:
-        if exists("run", schema) and Path(word).is_dir():
+        if has_key("run", schema) and Path(word).is_dir():
             yield f"{word}: did you mean run={word}?"
             continue
         try:
@@ -81,31 +81,31 @@ def problems_typed(words: list[str], schema: type) -> Iterator[str]:
             yield f"{override.value()} already holds a run, which would be overwritten: choose another hydra.run.dir"
         elif name.startswith("hydra"):
             continue
-        elif name in groups():
+        elif name in group_names():
             yield from unknown_options(override)
         elif is_mapping(name.rpartition(".")[0]):
             continue  # its names are another library's: Hydra says what is wrong with them
-        elif not exists(name, schema):
-            near = difflib.get_close_matches(name, groups(), n=1)
+        elif not has_key(name, schema):
+            near = difflib.get_close_matches(name, group_names(), n=1)
             yield f"{name}: did you mean {near[0]}?" if near and "." not in name else did_you_mean(name, schema)
         else:
             for value in values_of(override):
-                problem = problem_with(name, value, schema)
+                problem = check_value(name, value, schema)
                 if problem:
                     yield problem
 
 
 def is_over(folder: Path) -> bool:
     """Whether a folder holds a run that nothing is left to do of, or whose run.json cannot be read."""
-    return (folder / "run.json").exists() and read_json(folder / "run.json").get("status", "done") in OVER
+    return (folder / "run.json").exists() and read_json(folder / "run.json").get("status", "done") in FINISHED
 
 
 def unknown_options(override: Override) -> Iterator[str]:
     """One line for each choice that a group does not have."""
     group = override.key_or_group
     for choice in map(str, values_of(override)):
-        if choice not in options(group):
-            yield f"{group}={choice}: {nearest(group, choice)}"
+        if choice not in group_options(group):
+            yield f"{group}={choice}: {suggest_option(group, choice)}"
 
 
 def values_of(override: Override) -> list[Any]:

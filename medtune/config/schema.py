@@ -217,7 +217,7 @@ class Wandb:
 
 
 @dataclass
-class Run:
+class RunConfig:
     """One training run: what `train(run, out)` takes."""
 
     name: str = key("results go to multirun/<name>/<time>", "name")
@@ -232,7 +232,7 @@ class Run:
 
 
 @dataclass
-class Inspection(Run):
+class PrepareConfig(RunConfig):
     """What `python -m medtune.prepare` takes: a run, of which it looks at the data."""
 
     show: int = key("conversations to print with their taught tokens marked", "conversations", at_least=0)
@@ -240,7 +240,7 @@ class Inspection(Run):
 
 
 @dataclass
-class Evaluation(Run):
+class EvaluateConfig(RunConfig):
     """What `python -m medtune.evaluate` takes: result folders, or the run whose base is measured alone."""
 
     run: Any = key("a result folder of a run or a sweep, or a list of them; null: the base alone", "path")

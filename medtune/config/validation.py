@@ -11,14 +11,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medtune.config.enums import QuantizationType, Weights
-from medtune.config.keys import did_you_mean, element, lookup, nested, spoken, typed_fields
-from medtune.config.schema import BUNDLED, Data, Run, Source
-from medtune.runtime.errors import Refusal
+from medtune.config.keys import dataclass_of, describe_type, did_you_mean, find_key, mapping_value_type, typed_fields
+from medtune.config.schema import BUNDLED, Data, RunConfig, Source
+from medtune.runtime.errors import UserError
 
-AnyRun = TypeVar("AnyRun", bound=Run)
+AnyRun = TypeVar("AnyRun", bound=RunConfig)
 
 
-def typed(cfg: DictConfig, schema: type[AnyRun]) -> AnyRun:
+def build_config(cfg: DictConfig, schema: type[AnyRun]) -> AnyRun:
     """Turn a composed configuration into a `Run`, or what extends it, of plain Python values.
 
     Raises `Refusal` with one line for every value that is missing, unknown, of the wrong type or out of range, and for
@@ -26,18 +26,18 @@ def typed(cfg: DictConfig, schema: type[AnyRun]) -> AnyRun:
     """
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
-    problems = list(problems_in(values, schema))
+    problems = list(check_values(values, schema))
     if problems:
-        raise Refusal(*problems)
+        raise UserError(*problems)
     run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     assert isinstance(run, schema)
-    problems = list(impossible(run))
+    problems = list(check_combinations(run))
     if problems:
-        raise Refusal(*problems)
+        raise UserError(*problems)
     return run
 
 
-def problems_in(values: dict[Any, Any], schema: type, group: type | None = None, prefix: str = "") -> Iterator[str]:
+def check_values(values: dict[Any, Any], schema: type, group: type | None = None, prefix: str = "") -> Iterator[str]:
     """One line for each missing, unknown, mistyped or out-of-range value of a nested dictionary.
 
     `group`: the dataclass of the part of `schema` that is at `prefix`.
@@ -50,24 +50,24 @@ def problems_in(values: dict[Any, Any], schema: type, group: type | None = None,
     for entry, kind in typed_fields(group):
         path = prefix + entry.name
         value = values.get(entry.name, MISSING)
-        inner = nested(kind)
-        if (member := element(kind)) and isinstance(value, dict):
+        inner = dataclass_of(kind)
+        if (member := mapping_value_type(kind)) and isinstance(value, dict):
             for name, values_of_member in value.items():
-                yield from problems_in(values_of_member, schema, member, f"{path}.{name}.")
+                yield from check_values(values_of_member, schema, member, f"{path}.{name}.")
         elif inner and isinstance(value, dict):
-            yield from problems_in(value, schema, inner, path + ".")
+            yield from check_values(value, schema, inner, path + ".")
         elif not (inner and value is None and type(None) in get_args(kind)):
-            problem = problem_with(path, value, schema)
+            problem = check_value(path, value, schema)
             if problem:
                 yield problem
 
 
-def problem_with(path: str, value: Any, schema: type = Run) -> str | None:
+def check_value(path: str, value: Any, schema: type = RunConfig) -> str | None:
     """What is wrong with `value` at the dotted key `path`, in one line; None if nothing is."""
-    group, entry, kind = lookup(path, schema)
+    group, entry, kind = find_key(path, schema)
     if value == MISSING:
         return f"{path} has no value: set {path}=… ({entry.metadata.get('doc', 'a group')})"
-    if nested(kind):
+    if dataclass_of(kind):
         return f"{path} is a group, not a value: choose one with {path}=NAME, or set its keys, as {path}.KEY=…"
     try:
         # A fresh structured config per value: OmegaConf converts and checks exactly as the final merge will.
@@ -75,7 +75,7 @@ def problem_with(path: str, value: Any, schema: type = Run) -> str | None:
         node[entry.name] = value
         value = OmegaConf.to_container(node)[entry.name]  # type: ignore[index, call-overload]
     except OmegaConfBaseException:
-        return f"{path} must be {spoken(kind)}, not {value!r}"
+        return f"{path} must be {describe_type(kind)}, not {value!r}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{path} must be a finite number, not {value}"
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -95,12 +95,12 @@ def problem_with(path: str, value: Any, schema: type = Run) -> str | None:
     return None
 
 
-def impossible(run: Run) -> Iterator[str]:
+def check_combinations(run: RunConfig) -> Iterator[str]:
     """One line for each combination of valid values that cannot work together."""
     data, model = run.data, run.model
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", run.name):
         yield f"name={run.name}: results go to a folder of this name: use letters, digits, _, . and - only"
-    yield from impossible_data(data)
+    yield from check_data_combinations(data)
     if model.weights is Weights.folder and model.path is None:
         yield "model.weights=folder needs model.path=FOLDER"
     if model.weights is not Weights.folder and model.path is not None:
@@ -121,7 +121,7 @@ def impossible(run: Run) -> Iterator[str]:
         yield "eval.prompts is empty, eval.held_out and eval.red_flags are 0: there would be no answers to look at"
 
 
-def impossible_data(data: Data) -> Iterator[str]:
+def check_data_combinations(data: Data) -> Iterator[str]:
     """One line for each thing in conf/data that cannot work."""
     sizes = {"validation_size": data.validation_size, "test_size": data.test_size}
     for name, size in sizes.items():
@@ -133,13 +133,13 @@ def impossible_data(data: Data) -> Iterator[str]:
         yield "data.members: a mixture has no data of its own: data.members.NAME.path=FILE gives a member its file"
     sources = {f"data.members.{name}": member for name, member in data.members.items()} or {"data": data}
     for place, source in sources.items():
-        yield from impossible_source(source, place)
+        yield from check_source_combinations(source, place)
     names = [member.name for member in data.members.values()]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"data.members: two sources are called {name}: set data.members.….name"
 
 
-def impossible_source(source: Source, place: str) -> Iterator[str]:
+def check_source_combinations(source: Source, place: str) -> Iterator[str]:
     """One line for each thing that cannot work in the source at the dotted key `place`."""
     columns = source.columns
     if source.path is None and source.hub_id is None:

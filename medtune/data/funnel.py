@@ -11,10 +11,10 @@ import numpy as np
 from medtune.config.enums import RedFlag
 from medtune.config.schema import Data
 from medtune.data.cleaning.rules import VERSION
-from medtune.data.cleaning.screening import Screened
-from medtune.data.splitting.selection import Keys, Selection
+from medtune.data.cleaning.screening import ProcessedRows
+from medtune.data.splitting.selection import RowKeys, Selection
 from medtune.data.store import SPLITS, Reject
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ RULES = {
 
 
 @dataclass
-class Seen:
+class RowStats:
     """What stays in memory of the screened rows. The lists and arrays run over them."""
 
     described: list[dict[str, Any]] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Seen:
     rules: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def add(self, part: Screened, name: str) -> None:
+    def add(self, part: ProcessedRows, name: str) -> None:
         self.rows += part.batch["row"].to_pylist()
         self.names += [sys.intern(name)] * part.batch.num_rows
         self.sources += map(sys.intern, part.batch["source"].to_pylist())
@@ -72,12 +72,12 @@ class Seen:
         if reject.rule == "unusable":
             self.reasons[reject.reason] += 1
 
-    def keys(self) -> Keys:
+    def keys(self) -> RowKeys:
         arrays = (np.concatenate(column) for column in (self.question, self.answer, self.bands))
-        return Keys(self.names, self.groups, *arrays)
+        return RowKeys(self.names, self.groups, *arrays)
 
 
-def describe(data: Data, seen: Seen, selection: Selection, kept: np.ndarray) -> dict[str, Any]:
+def describe(data: Data, seen: RowStats, selection: Selection, kept: np.ndarray) -> dict[str, Any]:
     """The report of a set: sources, funnel, rows that text rules changed, red flags, split sizes in conversations."""
     by_split = Counter(SPLITS[selection.splits[row]] for row in kept)
     by_source: dict[str, dict[str, int]] = {}
@@ -105,25 +105,25 @@ def describe(data: Data, seen: Seen, selection: Selection, kept: np.ndarray) -> 
     }
 
 
-def describe_rules(seen: Seen) -> str:
+def describe_rules(seen: RowStats) -> str:
     """Why rows were left out, most frequent first."""
     reasons = [f"{count} {reason}" for reason, count in seen.reasons.most_common()]
     return "; ".join(reasons + [f"{count} by {rule}" for rule, count in seen.rules.most_common() if rule != "unusable"])
 
 
-def require_splits(counted: dict[str, Any], seen: Seen) -> None:
+def require_splits(counted: dict[str, Any], seen: RowStats) -> None:
     """Raises `Refusal` when a split that is needed is empty."""
     sizes, groups = counted["splits"], counted["groups"]
     for name in ("train", "validation"):
         if not sizes[name]:
-            raise Refusal(
+            raise UserError(
                 f"the {name} split is empty: {sum(sizes.values())} conversations in {groups} groups, and groups are "
                 "never cut: name another data.columns.group, or change data.validation_size and data.test_size"
                 + (f" (left out: {describe_rules(seen)})" if seen.rules else "")
             )
 
 
-def announce(report: dict[str, Any]) -> None:
+def log_report(report: dict[str, Any]) -> None:
     """Log how a set came about: its sources, the funnel, the red flags, the splits."""
     for source in report["sources"]:
         log.info(

@@ -22,24 +22,24 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from medtune.config.schema import Data, Source
-from medtune.data.cleaning.decontamination import grams
-from medtune.data.cleaning.screening import Screen, Screened
-from medtune.data.funnel import Seen, describe, describe_rules, require_splits
-from medtune.data.reading.formats import layout_of
+from medtune.data.cleaning.decontamination import benchmark_ngrams
+from medtune.data.cleaning.screening import ProcessedRows, RowProcessor
+from medtune.data.funnel import RowStats, describe, describe_rules, require_splits
+from medtune.data.reading.formats import detect_format
 from medtune.data.reading.normalize import answer_of, question_of
 from medtune.data.reading.sources import Row, expected_rows, location, read_rows
-from medtune.data.splitting.selection import Selection, select, thin_out
+from medtune.data.splitting.selection import Selection, apply_caps_and_weights, select
 from medtune.data.splitting.split import TRAIN, leakage
-from medtune.data.store import SPLITS, Reject, Rows, Writer, write_rejects
-from medtune.runtime.errors import Refusal
-from medtune.runtime.progress import bars
+from medtune.data.store import SPLITS, ConversationTable, Reject, Writer, write_rejects
+from medtune.runtime.errors import UserError
+from medtune.runtime.progress import show_bars
 
 CHUNK = 1000  # rows that travel to a worker together
 ALONE = 4000  # rows up to which starting workers costs more than it saves
 
 LEFT_OUT = -1
 
-worker: dict[str, Screen] = {}  # of this process, if it is a worker
+worker: dict[str, RowProcessor] = {}  # of this process, if it is a worker
 
 
 def sources_of(data: Data) -> dict[str, Source]:
@@ -47,7 +47,7 @@ def sources_of(data: Data) -> dict[str, Source]:
     return {f"data.members.{name}": member for name, member in data.members.items()} or {"data": data}
 
 
-def make(data: Data, folder: Path) -> None:
+def build_splits(data: Data, folder: Path) -> None:
     """Prepare `data` into `folder`: train, validation and test as Arrow files, rejects.jsonl and report.json.
 
     Raises `Refusal` as `medtune.data.prepare` does.
@@ -55,7 +55,7 @@ def make(data: Data, folder: Path) -> None:
     with (folder / "rejects.jsonl").open("w", encoding="ascii") as rejects:
         seen, screened = screen_all(data, folder, rejects)
         keys = seen.keys()
-        conversations = Rows(screened)
+        conversations = ConversationTable(screened)
 
         def texts(row: int) -> tuple[str, str]:
             messages = conversations[row].messages
@@ -65,7 +65,7 @@ def make(data: Data, folder: Path) -> None:
             return f"row {seen.rows[row]}" + (f" of {seen.names[row]}" if data.members else "")
 
         selection = select(keys, data, texts, number)
-        thin_out(selection, seen.names, list(sources_of(data).values()))
+        apply_caps_and_weights(selection, seen.names, list(sources_of(data).values()))
         fingerprint, train_rows = write_splits(data, conversations, selection, seen, folder, rejects)
     kept = np.array([row for row in range(len(seen.rows)) if row not in selection.left_out], np.int64)
     counted = describe(data, seen, selection, kept)
@@ -80,7 +80,7 @@ def make(data: Data, folder: Path) -> None:
     )
     if leaks.share > data.max_leakage:
         first = "; ".join(f"{number(int(kept[a]))} and {number(int(kept[b]))}" for a, b in leaks.examples[:2])
-        raise Refusal(
+        raise UserError(
             f"{leaks.share:.1%} of the held-out questions stand in another split too (as {first}), more than "
             f"data.max_leakage={data.max_leakage:g}: give rows that belong together one group, or raise the limit"
         )
@@ -89,19 +89,19 @@ def make(data: Data, folder: Path) -> None:
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def screen_all(data: Data, folder: Path, rejects: Any) -> tuple[Seen, Path]:
+def screen_all(data: Data, folder: Path, rejects: Any) -> tuple[RowStats, Path]:
     """Screen every row of every source into one Arrow file. Returns what is known of the rows, and the file."""
-    seen, screened = Seen(), folder / "screened.arrow"
-    benchmarks = grams(data.benchmarks, data.benchmark_words)
+    seen, screened = RowStats(), folder / "screened.arrow"
+    benchmarks = benchmark_ngrams(data.benchmarks, data.benchmark_words)
     with Writer(screened) as writer:
         for place, source in sources_of(data).items():
             rows = read_rows(source, place)
             first = list(islice(rows, CHUNK))
-            layout = layout_of(first, source, place)
+            layout = detect_format(first, source, place)
             before = seen.read
             expected = expected_rows(source, first)
-            screen = Screen(data, source, layout, benchmarks)
-            with tqdm(desc=source.name, unit=" rows", total=expected, disable=not bars()) as bar:
+            screen = RowProcessor(data, source, layout, benchmarks)
+            with tqdm(desc=source.name, unit=" rows", total=expected, disable=not show_bars()) as bar:
                 for size, part in in_parallel(screen, chain(first, rows), expected):
                     writer.write(part.batch)
                     write_rejects(rejects, part.rejects)
@@ -120,11 +120,11 @@ def screen_all(data: Data, folder: Path, rejects: Any) -> tuple[Seen, Path]:
             )
     if not seen.rows:
         why = describe_rules(seen) if seen.read else "there are no rows"
-        raise Refusal(f"{', '.join(map(location, sources_of(data).values()))}: no usable conversation: {why}")
+        raise UserError(f"{', '.join(map(location, sources_of(data).values()))}: no usable conversation: {why}")
     return seen, screened
 
 
-def in_parallel(screen: Screen, rows: Iterator[Row], expected: int | None) -> Iterator[tuple[int, Screened]]:
+def in_parallel(screen: RowProcessor, rows: Iterator[Row], expected: int | None) -> Iterator[tuple[int, ProcessedRows]]:
     """Screen rows in chunks, in order; in worker processes where there are many rows and several processors.
 
     Yields (rows read, what came of them). Raises `Refusal` when the system ends a worker.
@@ -140,9 +140,9 @@ def in_parallel(screen: Screen, rows: Iterator[Row], expected: int | None) -> It
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(workers, context, start_worker, (screen,)) as pool:
-            waiting: deque[tuple[int, Future[Screened]]] = deque()
+            waiting: deque[tuple[int, Future[ProcessedRows]]] = deque()
             for chunk in chain([following], chunks):
-                with workers_deaf():
+                with ignore_sigint():
                     waiting.append((len(chunk), pool.submit(screen_in_worker, chunk)))
                 if len(waiting) > 2 * workers:  # no more, or all rows would wait in memory
                     size, future = waiting.popleft()
@@ -150,14 +150,14 @@ def in_parallel(screen: Screen, rows: Iterator[Row], expected: int | None) -> It
             for size, future in waiting:
                 yield size, future.result()
     except BrokenProcessPool:
-        raise Refusal(
+        raise UserError(
             "the system ended a process that prepares the data, most likely for want of memory: close other programs, "
             "or split the file"
         ) from None
 
 
 @contextmanager
-def workers_deaf() -> Iterator[None]:
+def ignore_sigint() -> Iterator[None]:
     """Start worker processes that leave Ctrl-C to their parent from their first moment: they inherit the ignoring."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -169,19 +169,19 @@ def workers_deaf() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def start_worker(screen: Screen) -> None:
+def start_worker(screen: RowProcessor) -> None:
     """Set up a worker process."""
     gc.disable()  # rows hold no reference cycles, and looking for some costs time
     worker["screen"] = screen
 
 
-def screen_in_worker(chunk: Sequence[Row]) -> Screened:
+def screen_in_worker(chunk: Sequence[Row]) -> ProcessedRows:
     """Screen a chunk in a worker process."""
     return worker["screen"](chunk)
 
 
 def write_splits(
-    data: Data, conversations: Rows, selection: Selection, seen: Seen, folder: Path, rejects: Any
+    data: Data, conversations: ConversationTable, selection: Selection, seen: RowStats, folder: Path, rejects: Any
 ) -> tuple[str, int]:
     """Write every screened row to its split, as often as its source's weight says, or to the rejects.
 

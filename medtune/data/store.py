@@ -47,7 +47,7 @@ class Conversation:
     messages: Messages
 
 
-class Rows(Sequence[Conversation]):
+class ConversationTable(Sequence[Conversation]):
     """The conversations of an Arrow file (https://arrow.apache.org/docs/format/Columnar.html)."""
 
     def __init__(self, path: Path) -> None:
@@ -110,7 +110,7 @@ class Writer:
         self.file.close()
 
 
-def write_parquet(rows: Rows, path: Path) -> None:
+def write_parquet(rows: ConversationTable, path: Path) -> None:
     """Write conversations as Parquet: messages as a list of {role, content}, source, group and row."""
     message = pa.struct({"role": pa.string(), "content": pa.string()})
     schema = pa.schema({"messages": pa.list_(message), "source": pa.string(), "group": pa.string(), "row": pa.int64()})

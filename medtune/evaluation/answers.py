@@ -10,14 +10,14 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from medtune.config.schema import Run
+from medtune.config.schema import RunConfig
 from medtune.data.reading.normalize import Messages
-from medtune.data.store import Rows
-from medtune.data.tokenization.chat_template import encode, shortened
+from medtune.data.store import ConversationTable
+from medtune.data.tokenization.chat_template import drop_first_turns, encode
 from medtune.evaluation.likelihood import batches_by_length
 from medtune.evaluation.safety.prompts import red_flags
 from medtune.modeling.generation import greedy
-from medtune.modeling.loss import base_of
+from medtune.modeling.loss import unwrap_peft
 
 END_OF_TURN, LENGTH = "end_of_turn", "length"  # why an answer ended
 
@@ -54,7 +54,9 @@ class Answer:
     tokens: int
 
 
-def asked_of(prompts: Sequence[str], system_prompt: str, category: str = "", expected: str = "") -> list[Question]:
+def prompt_questions(
+    prompts: Sequence[str], system_prompt: str, category: str = "", expected: str = ""
+) -> list[Question]:
     """Questions of one message each, behind the system prompt."""
     system = {"role": "system", "content": system_prompt.strip()}
     return [
@@ -62,21 +64,23 @@ def asked_of(prompts: Sequence[str], system_prompt: str, category: str = "", exp
     ]
 
 
-def held_out(conversations: Sequence[Messages]) -> list[Question]:
+def last_turn_questions(conversations: Sequence[Messages]) -> list[Question]:
     """The last question of each conversation; its answer is the reference."""
     return [Question(messages[:-1], messages[-1]["content"]) for messages in conversations]
 
 
-def questions(run: Run, tokens: Dataset, validation: Rows) -> list[Question]:
+def questions(run: RunConfig, tokens: Dataset, validation: ConversationTable) -> list[Question]:
     """What is asked at every evaluation: the configured prompts, emergencies, then held-out conversations.
 
     `tokens`: the validation set's token ids, which say where in `validation` they come from, and what was left out.
     """
-    asked = asked_of(run.eval.prompts, run.data.system_prompt)
+    asked = prompt_questions(run.eval.prompts, run.data.system_prompt)
     for prompt in red_flags(run.eval.red_flags):
-        asked += asked_of([prompt.prompt], run.data.system_prompt, prompt.category, prompt.expected)
+        asked += prompt_questions([prompt.prompt], run.data.system_prompt, prompt.category, prompt.expected)
     first = tokens.select(range(min(run.eval.held_out, len(tokens))))
-    return asked + held_out([shortened(validation[row["place"]].messages, row["dropped"]) for row in first])
+    return asked + last_turn_questions(
+        [drop_first_turns(validation[row["place"]].messages, row["dropped"]) for row in first]
+    )
 
 
 def answer(
@@ -108,7 +112,7 @@ def answer_in_batches(
     it; batches that lie in `done` are passed over.
     """
     prompts = [encode(tokenizer, question.messages, add_generation_prompt=True).input_ids for question in asked]
-    stops = base_of(model).generation_config.eos_token_id
+    stops = unwrap_peft(model).generation_config.eos_token_id
     for places in batches_by_length([len(ids) for ids in prompts], batch, "answer"):
         if done.issuperset(places):
             continue

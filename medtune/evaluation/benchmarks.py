@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -113,7 +113,9 @@ def main_metric(task: "Task") -> str:
     for metric, aggregate in task.aggregation().items():
         if aggregate is mean and task.higher_is_better()[metric]:
             return metric
-    raise Refusal(f"{task.task_name}: none of its metrics is a mean over the examples, so two models cannot be paired")
+    raise UserError(
+        f"{task.task_name}: none of its metrics is a mean over the examples, so two models cannot be paired"
+    )
 
 
 def load_tasks(tasks: Sequence[str]) -> "dict[str, Task]":
@@ -127,7 +129,7 @@ def load_tasks(tasks: Sequence[str]) -> "dict[str, Task]":
     for spec in tasks:
         task = load_task(spec)
         if task.task_name in loaded:
-            raise Refusal(f"{spec}: another benchmark of this run is called {task.task_name} too")
+            raise UserError(f"{spec}: another benchmark of this run is called {task.task_name} too")
         loaded[task.task_name] = task
     return loaded
 
@@ -147,19 +149,19 @@ def load_task(spec: str) -> "Task":
             (task,) = TaskManager(include_defaults=False).load([path.name])["tasks"].values()
         wrong = [] if spec in packaged_tasks() else unanswerable(task)
     except ConnectionError as error:
-        raise Refusal(
+        raise UserError(
             f"{spec}: its data cannot be fetched from the Hugging Face Hub: check the network, or load it once where "
             "there is one and copy the Hub's cache (HF_HOME)"
         ) from error
     except Exception as error:  # a task is a program of its author: anything may go wrong in it
         cause = error.__cause__ or error
-        raise Refusal(f"{spec}: cannot be loaded: {type(cause).__name__}: {one_line(cause)}") from error
+        raise UserError(f"{spec}: cannot be loaded: {type(cause).__name__}: {one_line(cause)}") from error
     if wrong:
-        raise Refusal(
+        raise UserError(
             f"{spec}: the right answer of {len(wrong)} examples is none of their choices, first of {wrong[0]}"
         )
     if task.get_config("unsafe_code"):
-        raise Refusal(f"{spec}: runs code that the model writes, which is not done here")
+        raise UserError(f"{spec}: runs code that the model writes, which is not done here")
     main_metric(task)
     task.set_fewshot_seed(SEED)
     return task
@@ -187,15 +189,15 @@ def require_benchmarks(tasks: Sequence[str]) -> None:
     Raises `Refusal` with a line for each that is not.
     """
     if tasks and find_spec("lm_eval") is None:
-        raise Refusal("benchmarks need lm-evaluation-harness: pip install 'medtune[benchmark]'")
+        raise UserError("benchmarks need lm-evaluation-harness: pip install 'medtune[benchmark]'")
     problems: list[str] = []
     for spec in tasks:
         try:
             task_file(spec)
-        except Refusal as refusal:
+        except UserError as refusal:
             problems += refusal.lines
     if problems:
-        raise Refusal(*problems)
+        raise UserError(*problems)
 
 
 def task_file(spec: str) -> Path:
@@ -209,19 +211,19 @@ def task_file(spec: str) -> Path:
             longer = sorted(name for name in known if name.startswith(spec))
             near = longer or difflib.get_close_matches(spec, known, n=1)
             hint = f": did you mean {near[0]}?" if near else ""
-            raise Refusal(f"{spec} is no task of lm-eval (a group's tasks are named one by one){hint}")
+            raise UserError(f"{spec} is no task of lm-eval (a group's tasks are named one by one){hint}")
         return known[spec]
     path = Path(spec).expanduser().absolute()
     try:
         # Composed, not constructed: tags as `!function` name Python code of the task's author.
         document = yaml.compose(path.read_bytes())
     except OSError as error:
-        raise Refusal(f"{spec}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{spec}: cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise Refusal(f"{spec}: broken YAML: {one_line(error)}") from error
+        raise UserError(f"{spec}: broken YAML: {one_line(error)}") from error
     keys = {key.value for key, _ in document.value} if isinstance(document, yaml.MappingNode) else set()
     if "task" not in keys or "group" in keys:
-        raise Refusal(f"{spec}: not a task of lm-eval: it needs a line `task: NAME`, and no `group`")
+        raise UserError(f"{spec}: not a task of lm-eval: it needs a line `task: NAME`, and no `group`")
     return path
 
 

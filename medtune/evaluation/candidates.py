@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from medtune.config.schema import Evaluation, Run
-from medtune.config.serialize import plain
-from medtune.config.validation import typed
+from medtune.config.schema import EvaluateConfig, RunConfig
+from medtune.config.serialize import to_plain
+from medtune.config.validation import build_config
 from medtune.modeling.lora.files import require_whole
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 from medtune.runtime.files import read_json
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class Candidate:
     """What is measured: a run's adapter, or a base alone, where `folder` is None; `results` is where its numbers go."""
 
-    run: Run
+    run: RunConfig
     folder: Path | None
     results: Path
 
@@ -33,24 +33,24 @@ class Candidate:
         return self.folder / "adapter" if self.folder else None
 
 
-def candidates_of(evaluation: Evaluation, keys: frozenset[str], out: Path) -> list[Candidate]:
+def candidates_of(evaluation: EvaluateConfig, keys: frozenset[str], out: Path) -> list[Candidate]:
     """Every run that `evaluation.run` names, with its own configuration. Raises `Refusal`."""
     if evaluation.run is None:
         require_test_set(evaluation)
         return [Candidate(evaluation, None, out)]
     if own := sorted(key for key in keys if key.partition(".")[0] not in ("run", "data", "model", "eval", "hydra")):
-        raise Refusal(
+        raise UserError(
             *(f"{key} belongs to training: with run=… only data, model and eval can be changed" for key in own)
         )
     named = [evaluation.run] if isinstance(evaluation.run, str) else evaluation.run
     if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named) or not named:
-        raise Refusal(f"run={evaluation.run}: name a result folder, or several, as run=[one,another]")
+        raise UserError(f"run={evaluation.run}: name a result folder, or several, as run=[one,another]")
     candidates: list[Candidate] = []
     problems: list[str] = []
     for folder in dict.fromkeys(folder for name in named for folder in members_of(name)):
         try:
             candidates.append(candidate_of(folder, evaluation, keys))
-        except Refusal as refusal:
+        except UserError as refusal:
             problems += refusal.lines
     refuse(problems)
     return candidates
@@ -66,7 +66,7 @@ def members_of(name: str) -> list[Path]:
         holds = "no run in it" if folder.is_dir() else "no such folder"
         if (folder.parent / "run.json").is_file():
             holds += f" (did you mean run={folder.parent}?)"
-        raise Refusal(f"run={name}: {holds}: name a result folder, as multirun/medtune/TIME or one of its members")
+        raise UserError(f"run={name}: {holds}: name a result folder, as multirun/medtune/TIME or one of its members")
     finished = [path for path in found if (path / "adapter").is_dir()]
     for path in found:
         if finished and path not in finished:
@@ -74,20 +74,20 @@ def members_of(name: str) -> list[Path]:
     return finished or found
 
 
-def candidate_of(folder: Path, evaluation: Evaluation, keys: frozenset[str]) -> Candidate:
+def candidate_of(folder: Path, evaluation: EvaluateConfig, keys: frozenset[str]) -> Candidate:
     """A run as its run.json has it, with what was typed now. Raises `Refusal` if it cannot be measured."""
     facts = read_json(folder / "run.json")
     if "configuration" not in facts:
-        raise Refusal(f"{folder}: its run.json has no configuration: it was made by an older medtune, or is damaged")
+        raise UserError(f"{folder}: its run.json has no configuration: it was made by an older medtune, or is damaged")
     if facts["status"] != "done" and not (folder / "adapter").is_dir():
-        raise Refusal(f"{folder}: no adapter: the run is {facts['status']} ({facts.get('error') or 'not finished'})")
+        raise UserError(f"{folder}: no adapter: the run is {facts['status']} ({facts.get('error') or 'not finished'})")
     own = OmegaConf.create(facts["configuration"])
-    now = OmegaConf.create(plain(evaluation))
-    trained = typed(own, Run)
+    now = OmegaConf.create(to_plain(evaluation))
+    trained = build_config(own, RunConfig)
     for key in sorted(keys):  # a group before its keys
         if key.partition(".")[0] in ("data", "model", "eval"):
             OmegaConf.update(own, key, OmegaConf.select(now, key), merge=False, force_add=True)
-    run = typed(own, Run)
+    run = build_config(own, RunConfig)
     require_test_set(run)
     require_whole(folder / "adapter", run.model.hub_id)
     # Weights may lie elsewhere today; anything else that differs gives other numbers, which belong in another folder.
@@ -105,10 +105,12 @@ def keys_typed(words: Sequence[str]) -> frozenset[str]:
     return frozenset(name.partition("/")[0] for name in names)
 
 
-def require_test_set(run: Run) -> None:
+def require_test_set(run: RunConfig) -> None:
     """Raises `Refusal` for a configuration that keeps no test set."""
     if run.data.test_size == 0:
-        raise Refusal("data.test_size=0: there is no test set to measure on; a run trained so has seen all of its data")
+        raise UserError(
+            "data.test_size=0: there is no test set to measure on; a run trained so has seen all of its data"
+        )
 
 
 def trained_on(candidate: Candidate, test: Sequence[Any]) -> list[str]:
@@ -134,7 +136,7 @@ def require_base(folder: Path, fingerprint: str) -> None:
     """Raises `Refusal` when the base is not to the bit the one that the adapter was trained on."""
     trained = read_json(folder / "run.json").get("base", {}).get("fingerprint")
     if trained is not None and trained != fingerprint:
-        raise Refusal(
+        raise UserError(
             f"{folder}: the adapter was trained on other weights (sha256 {trained[:12]}) than these (sha256 "
             f"{fingerprint[:12]}): another revision, or quantized elsewhere"
         )
@@ -143,4 +145,4 @@ def require_base(folder: Path, fingerprint: str) -> None:
 def refuse(problems: Sequence[str]) -> None:
     """Raises `Refusal` if there is a problem."""
     if problems:
-        raise Refusal(*problems)
+        raise UserError(*problems)

@@ -10,17 +10,17 @@ import numpy as np
 from datasets import Dataset
 
 from medtune.config.schema import Eval
-from medtune.data.prepared import Conversations
+from medtune.data.prepared import PreparedData
 from medtune.data.splitting.question_hashes import question_key
 from medtune.data.tokenization import chat_template as conversation
-from medtune.data.tokenization.dataset import Tokens
+from medtune.data.tokenization.dataset import TokenizedSplits
 from medtune.evaluation import answers as samples
 from medtune.evaluation.answers import Question
 from medtune.evaluation.safety.prompts import prompts
 
 
 @dataclass
-class Examination:
+class EvalSet:
     """A test set and the safety set.
 
     `rows`: token ids and labels of the test conversations, for the loss. `names`: of each row its source and number;
@@ -58,22 +58,26 @@ class Examination:
         return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
-def examination(tokens: Tokens, conversations: Conversations, evaluation: Eval, system_prompt: str) -> Examination:
+def build_eval_set(
+    tokens: TokenizedSplits, conversations: PreparedData, evaluation: Eval, system_prompt: str
+) -> EvalSet:
     """Put together what a model is asked.
 
     At most `eval.answers` of the test conversations are answered, evenly spread over the set.
     """
     kept = [conversations.test[place] for place in tokens.test["place"]]
     dropped = tokens.test["dropped"][:]
-    messages = [conversation.shortened(found.messages, count) for found, count in zip(kept, dropped, strict=True)]
+    messages = [
+        conversation.drop_first_turns(found.messages, count) for found, count in zip(kept, dropped, strict=True)
+    ]
     count = len(kept) if evaluation.answers is None else min(evaluation.answers, len(kept))
     answered = np.linspace(0, len(kept) - 1, count).round().astype(int).tolist() if count else []
-    asked = samples.held_out([messages[row] for row in answered])
+    asked = samples.last_turn_questions([messages[row] for row in answered])
     if evaluation.safety:
         for prompt in prompts():
-            asked += samples.asked_of([prompt.prompt], system_prompt, prompt.category, prompt.expected)
-    others = other_answers(conversations.rejects)
-    return Examination(
+            asked += samples.prompt_questions([prompt.prompt], system_prompt, prompt.category, prompt.expected)
+    others = second_answers(conversations.rejects)
+    return EvalSet(
         rows=tokens.test,
         names=[f"{found.source}:{found.row}" for found in kept],
         groups=[found.group for found in kept],
@@ -83,7 +87,7 @@ def examination(tokens: Tokens, conversations: Conversations, evaluation: Eval, 
     )
 
 
-def other_answers(rejects: Path) -> dict[int, str]:
+def second_answers(rejects: Path) -> dict[int, str]:
     """Answers left out because their question has one already: by the question, what another doctor said to it."""
     found: dict[int, str] = {}
     with rejects.open(encoding="ascii") as lines:

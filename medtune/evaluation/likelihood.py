@@ -10,11 +10,11 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from medtune.data.tokenization.dataset import IGNORED
-from medtune.modeling.loss import arithmetic, base_of, pieces, taught_hidden, taught_in
+from medtune.data.tokenization.dataset import IGNORE_INDEX
+from medtune.modeling.loss import autocast_for, chunked_logits, find_targets, target_hidden, unwrap_peft
 from medtune.results.metrics import perplexity
 from medtune.runtime import interruption
-from medtune.runtime.progress import bars
+from medtune.runtime.progress import show_bars
 
 
 @dataclass
@@ -55,18 +55,18 @@ def likelihood(
     through the vocabulary projection, a few hundred at a time: memory does not grow with the set. No random number is
     drawn and the model's mode is restored, so training goes on as if nothing had been asked.
     """
-    base = base_of(model)
+    base = unwrap_peft(model)
     result = Likelihood(*(np.zeros(len(input_ids)) for _ in range(3)))
     mode = model.training
     model.eval()
-    with arithmetic(base):
+    with autocast_for(base):
         for rows in batches_by_length([len(ids) for ids in input_ids], batch, "evaluate"):
-            ids, wanted = padded([input_ids[i] for i in rows], 0), padded([labels[i] for i in rows], IGNORED)
-            mask, taught = padded([[1] * len(input_ids[i]) for i in rows], 0), taught_in(wanted)
+            ids, wanted = padded([input_ids[i] for i in rows], 0), padded([labels[i] for i in rows], IGNORE_INDEX)
+            mask, taught = padded([[1] * len(input_ids[i]) for i in rows], 0), find_targets(wanted)
             owners = np.array(rows)[taught.rows.numpy()]
             taught = taught.to(base.device)
-            hidden = taught_hidden(base, ids.to(base.device), mask.to(base.device), taught)
-            nll, correct = zip(*pieces(base, hidden, taught.targets), strict=True)
+            hidden = target_hidden(base, ids.to(base.device), mask.to(base.device), taught)
+            nll, correct = zip(*chunked_logits(base, hidden, taught.targets), strict=True)
             np.add.at(result.nll, owners, torch.cat(nll).double().cpu().numpy())
             np.add.at(result.correct, owners, torch.cat(correct).cpu().numpy())
             np.add.at(result.tokens, owners, 1)
@@ -77,9 +77,9 @@ def likelihood(
 def batches_by_length(lengths: Sequence[int], size: int, doing: str) -> Iterator[list[int]]:
     """Places of rows, longest first (memory is short at once or never), `size` at a time, with a bar."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    with tqdm(total=len(order), desc=doing, unit=" rows", leave=False, disable=not bars()) as bar:
+    with tqdm(total=len(order), desc=doing, unit=" rows", leave=False, disable=not show_bars()) as bar:
         for start in range(0, len(order), size):
-            interruption.check()
+            interruption.raise_if_requested()
             rows = order[start : start + size]
             yield rows
             bar.update(len(rows))

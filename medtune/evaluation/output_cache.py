@@ -16,7 +16,7 @@ from medtune.data.tokenization import chat_template as conversation
 from medtune.evaluation import answers as samples
 from medtune.evaluation import likelihood
 from medtune.evaluation.answers import Answer
-from medtune.evaluation.eval_set import Examination
+from medtune.evaluation.eval_set import EvalSet
 from medtune.evaluation.likelihood import Likelihood
 from medtune.modeling import base as base_model
 from medtune.modeling import fused_layers as fused
@@ -27,13 +27,22 @@ from medtune.modeling.lora import linear as low_rank
 from medtune.modeling.lora.files import config_of, weights_of
 from medtune.runtime.environment import versions
 
-DECIDE = ("torch", "transformers", "peft", "bitsandbytes")  # packages that decide what a model says
+VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # packages that decide what a model says
 
 # A change of these, or of the kernels, may change what is measured.
-CODE: tuple[ModuleType, ...] = (conversation, likelihood, samples, decoding, base_model, frozen, fused, low_rank)
+VERSIONED_MODULES: tuple[ModuleType, ...] = (
+    conversation,
+    likelihood,
+    samples,
+    decoding,
+    base_model,
+    frozen,
+    fused,
+    low_rank,
+)
 
 
-def stored(path: Path, make: Callable[[], Likelihood], seconds: dict[str, float]) -> Likelihood:
+def load_or_compute(path: Path, make: Callable[[], Likelihood], seconds: dict[str, float]) -> Likelihood:
     """What a file holds, or what `make` gives, which is then written, and its seconds noted."""
     if not path.is_file():
         began = time.monotonic()
@@ -67,16 +76,25 @@ def stored_answers(path: Path) -> dict[int, Answer]:
     return {row["place"]: Answer(row["text"], row["stop"], row["tokens"]) for row in rows}
 
 
-def name_of(
-    exam: Examination, evaluation: Eval, base: PreTrainedModel, base_fingerprint: str, adapter: Path | None
+def cache_key(
+    exam: EvalSet, evaluation: Eval, base: PreTrainedModel, base_fingerprint: str, adapter: Path | None
 ) -> str:
     """A name for what `measure` finds: of the model to the bit, of what it is asked, and of the arithmetic."""
     files = [] if adapter is None else [weights_of(adapter), config_of(adapter)]
     weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    files_of_code = [*(Path(str(module.__file__)) for module in CODE), *sorted(kernels.FOLDER.glob("*.py"))]
+    files_of_code = [
+        *(Path(str(module.__file__)) for module in VERSIONED_MODULES),
+        *sorted(kernels.FOLDER.glob("*.py")),
+    ]
     code = [path.read_text(encoding="utf-8") for path in files_of_code]
     device = torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu"
-    settings = [evaluation.final_max_new_tokens, evaluation.batch_size, device, str(base.dtype), versions(DECIDE)]
+    settings = [
+        evaluation.final_max_new_tokens,
+        evaluation.batch_size,
+        device,
+        str(base.dtype),
+        versions(VERSIONED_PACKAGES),
+    ]
     stops = base.generation_config.eos_token_id
     parts = [base_fingerprint, weights, exam.fingerprint, settings, stops, code]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medtune.config.schema import Eval
 from medtune.data.tokenization import chat_template as conversation
-from medtune.data.tokenization.dataset import IGNORED
+from medtune.data.tokenization.dataset import IGNORE_INDEX
 from medtune.evaluation import answers as samples
 from medtune.evaluation.answers import Answer, Question
-from medtune.evaluation.eval_set import Examination
+from medtune.evaluation.eval_set import EvalSet
 from medtune.evaluation.likelihood import Likelihood, likelihood
-from medtune.evaluation.output_cache import stored, stored_answers
+from medtune.evaluation.output_cache import load_or_compute, stored_answers
 from medtune.runtime.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class NotANumber(Exception):
 
 
 @dataclass
-class Measured:
+class ModelOutputs:
     """What a model made of an examination.
 
     `likelihood` runs over its rows, `answers` over what was asked, `fluency` over the answers to the test questions:
@@ -47,14 +47,14 @@ class Measured:
     seconds: dict[str, float]
 
 
-def measure(
+def collect_outputs(
     model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    exam: Examination,
+    exam: EvalSet,
     evaluation: Eval,
     store: Path,
     reads: Path,
-) -> Measured:
+) -> ModelOutputs:
     """Loss on every row, an answer to every question, and what the base thinks of those answers.
 
     `store` is a folder for this model and examination alone; what is in it already is not measured again. Its first use
@@ -63,7 +63,7 @@ def measure(
     """
     store.mkdir(parents=True, exist_ok=True)
     if not (store / "seconds.json").is_file():
-        note_read(reads, exam)
+        record_test_read(reads, exam)
         write_json(store / "seconds.json", {})
     seconds = read_json(store / "seconds.json")
     batch = evaluation.batch_size
@@ -77,15 +77,17 @@ def measure(
             raise NotANumber(f"the loss on test conversation {exam.names[row]} is {found.nll[row]}")
         return found
 
-    losses = stored(store / "loss.npz", losses_of_rows, seconds)
+    losses = load_or_compute(store / "loss.npz", losses_of_rows, seconds)
     answers = answered(model, tokenizer, exam, evaluation, store / "answers.jsonl", seconds)
     texts = [answer.text for answer in answers[: len(exam.answered)]]
-    fluency = stored(store / "fluency.npz", lambda: under_base(model, tokenizer, exam.tested, texts, batch), seconds)
+    fluency = load_or_compute(
+        store / "fluency.npz", lambda: score_under_base(model, tokenizer, exam.tested, texts, batch), seconds
+    )
     write_json(store / "seconds.json", seconds)
-    return Measured(losses, answers, fluency, seconds)
+    return ModelOutputs(losses, answers, fluency, seconds)
 
 
-def note_read(path: Path, exam: Examination) -> None:
+def record_test_read(path: Path, exam: EvalSet) -> None:
     """Note that a model begins to be measured on a test set."""
     with path.open("a", encoding="utf-8") as lines:
         lines.write(
@@ -93,7 +95,7 @@ def note_read(path: Path, exam: Examination) -> None:
         )
 
 
-def reads_of(path: Path, exam: Examination) -> int:
+def count_test_reads(path: Path, exam: EvalSet) -> int:
     """How often a test set was read by the model that this file belongs to."""
     return sum(json.loads(line)["test_set"] == exam.test_set for line in path.read_text(encoding="utf-8").splitlines())
 
@@ -101,7 +103,7 @@ def reads_of(path: Path, exam: Examination) -> int:
 def answered(
     model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    exam: Examination,
+    exam: EvalSet,
     evaluation: Eval,
     path: Path,
     seconds: dict[str, float],
@@ -120,7 +122,7 @@ def answered(
     return [kept[place] for place in range(len(exam.asked))]
 
 
-def under_base(
+def score_under_base(
     model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[Question],
@@ -131,9 +133,9 @@ def under_base(
     input_ids, labels = [], []
     for question, text in zip(asked, texts, strict=True):
         prompt = conversation.encode(tokenizer, question.messages, add_generation_prompt=True).input_ids
-        words = conversation.contents_of(tokenizer, [{"role": "assistant", "content": text}])[0] if text else []
+        words = conversation.encode_contents(tokenizer, [{"role": "assistant", "content": text}])[0] if text else []
         input_ids.append([*prompt, *words])
-        labels.append([IGNORED] * len(prompt) + words)
+        labels.append([IGNORE_INDEX] * len(prompt) + words)
     if not isinstance(model, PeftModel):
         return likelihood(model, input_ids, labels, batch)
     with model.disable_adapter():

@@ -18,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from medtune.config.schema import Eval
 from medtune.evaluation.answers import LENGTH
 from medtune.evaluation.benchmarks import Benchmark, run_benchmarks
-from medtune.evaluation.eval_set import Examination
+from medtune.evaluation.eval_set import EvalSet
 from medtune.evaluation.metrics.fluency import distinct
-from medtune.evaluation.output_cache import name_of
-from medtune.evaluation.outputs import Measured, measure, reads_of
+from medtune.evaluation.output_cache import cache_key
+from medtune.evaluation.outputs import ModelOutputs, collect_outputs, count_test_reads
 from medtune.evaluation.safety import agreement, gate
 from medtune.evaluation.safety.rubric import Judgement
-from medtune.evaluation.scoring import Scores, differences, encoder_or_none, estimates, numbers, score
-from medtune.modeling.loss import base_of
+from medtune.evaluation.scoring import Scores, differences, encoder_or_none, estimate_to_json, estimates, score
+from medtune.modeling.loss import unwrap_peft
 from medtune.results.statistics import Bootstrap
 from medtune.runtime.cache import cache_folder
 from medtune.runtime.environment import versions
@@ -39,10 +39,10 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def assess(
+def evaluate_adapter(
     model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    exam: Examination,
+    exam: EvalSet,
     evaluation: Eval,
     base_fingerprint: str,
     saved: Path | None,
@@ -55,18 +55,18 @@ def assess(
     not measured again; the base is stored for all of its adapters. Writes metrics.json (its other sections stay),
     eval_loss.parquet and answers.jsonl. Raises `NotANumber` for a model that has become useless.
     """
-    plain = base_of(model)
-    models: dict[str, Measured] = {}
+    plain = unwrap_peft(model)
+    models: dict[str, ModelOutputs] = {}
     with without_adapter(model):
-        models["base"], reads = measure_base(plain, tokenizer, exam, evaluation, base_fingerprint)
+        models["base"], reads = evaluate_base(plain, tokenizer, exam, evaluation, base_fingerprint)
     if saved is not None:
         reads = stores.parent / "test_reads.jsonl"
-        store = stores / name_of(exam, evaluation, plain, base_fingerprint, saved)
+        store = stores / cache_key(exam, evaluation, plain, base_fingerprint, saved)
         store.mkdir(parents=True, exist_ok=True)
         with FileLock(store / ".lock"):
-            models["tuned"] = measure(model, tokenizer, exam, evaluation, store, reads)
+            models["tuned"] = collect_outputs(model, tokenizer, exam, evaluation, store, reads)
     section = summarize(exam, evaluation, models, folder)
-    section["reads"] = reads_of(reads, exam)
+    section["reads"] = count_test_reads(reads, exam)
     log.info("test: %s", said(section))
     keep(section, folder)
     if evaluation.benchmarks:
@@ -75,15 +75,15 @@ def assess(
     return section
 
 
-def measure_base(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam: Examination, evaluation: Eval, fingerprint: str
-) -> tuple[Measured, Path]:
+def evaluate_base(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam: EvalSet, evaluation: Eval, fingerprint: str
+) -> tuple[ModelOutputs, Path]:
     """Measure an untuned base, once for all of its adapters; also returns the file in which its reads are noted."""
-    store = cache_folder() / "evaluations" / name_of(exam, evaluation, base, fingerprint, None)
+    store = cache_folder() / "evaluations" / cache_key(exam, evaluation, base, fingerprint, None)
     store.mkdir(parents=True, exist_ok=True)
     reads = store.parent / "reads.jsonl"
     with FileLock(store / ".lock"):
-        return measure(base, tokenizer, exam, evaluation, store, reads), reads
+        return collect_outputs(base, tokenizer, exam, evaluation, store, reads), reads
 
 
 def keep(section: dict[str, Any], folder: Path) -> None:
@@ -91,7 +91,7 @@ def keep(section: dict[str, Any], folder: Path) -> None:
     write_json(folder / "metrics.json", read_json(folder / "metrics.json") | {"test": section})
 
 
-def summarize(exam: Examination, evaluation: Eval, models: dict[str, Measured], folder: Path) -> dict[str, Any]:
+def summarize(exam: EvalSet, evaluation: Eval, models: dict[str, ModelOutputs], folder: Path) -> dict[str, Any]:
     """Score what the models said, write it out example by example, and return the means."""
     encoder, missing = encoder_or_none()
     if missing:
@@ -99,7 +99,9 @@ def summarize(exam: Examination, evaluation: Eval, models: dict[str, Measured], 
     scores = {name: score(exam, measured, encoder) for name, measured in models.items()}
     judged: dict[str, list[Judgement]] = {}
     if evaluation.safety:
-        judged = {name: gate.judged([a.text for a in m.answers[len(exam.answered) :]]) for name, m in models.items()}
+        judged = {
+            name: gate.judge_answers([a.text for a in m.answers[len(exam.answered) :]]) for name, m in models.items()
+        }
     write_losses(exam, models, folder / "eval_loss.parquet")
     write_answers(exam, models, scores, judged, folder / "answers.jsonl")
     section: dict[str, Any] = {
@@ -150,7 +152,7 @@ def plain(confusions: dict[str, agreement.Confusion]) -> dict[str, dict[str, int
     return {name: asdict(confusion) for name, confusion in confusions.items()}
 
 
-def write_losses(exam: Examination, models: dict[str, Measured], path: Path) -> None:
+def write_losses(exam: EvalSet, models: dict[str, ModelOutputs], path: Path) -> None:
     """eval_loss.parquet: a row for each test conversation with its taught tokens and each model's loss on them."""
     columns: dict[str, Any] = {"conversation": exam.names, "group": exam.groups}
     columns["tokens"] = models["base"].likelihood.tokens.astype(int)
@@ -163,8 +165,8 @@ def write_losses(exam: Examination, models: dict[str, Measured], path: Path) -> 
 
 
 def write_answers(
-    exam: Examination,
-    models: dict[str, Measured],
+    exam: EvalSet,
+    models: dict[str, ModelOutputs],
     scores: dict[str, Scores],
     judged: dict[str, list[Judgement]],
     path: Path,
@@ -211,7 +213,7 @@ def benchmarks(
             change = Bootstrap([str(i) for i in range(len(ours))], evaluation.resamples).difference(ours, theirs)
             section[task] |= {
                 "tuned": benchmark_numbers(results["tuned"][task]),
-                "difference": numbers(change) | {"verdict": change.verdict(higher_is_better=True)},
+                "difference": estimate_to_json(change) | {"verdict": change.verdict(higher_is_better=True)},
             }
     return section
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from medtune.evaluation.answers import END_OF_TURN
-from medtune.evaluation.eval_set import Examination
+from medtune.evaluation.eval_set import EvalSet
 from medtune.evaluation.metrics import facts, fluency, lexical, semantic
-from medtune.evaluation.outputs import Measured
+from medtune.evaluation.outputs import ModelOutputs
 from medtune.results.metrics import METRICS
 from medtune.results.statistics import Bootstrap, Estimate
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Scores:
     ceiling: dict[str, np.ndarray]
 
 
-def score(exam: Examination, measured: Measured, encoder: semantic.Encoder | None) -> Scores:
+def score(exam: EvalSet, measured: ModelOutputs, encoder: semantic.Encoder | None) -> Scores:
     """Score the answers to the test questions; without an encoder those that need one are left out."""
     if not exam.answered:
         return Scores({}, {}, {})
@@ -60,7 +60,7 @@ def against_reference(
 
 
 def floor(
-    exam: Examination, texts: Sequence[str], references: Sequence[str], encoder: semantic.Encoder | None
+    exam: EvalSet, texts: Sequence[str], references: Sequence[str], encoder: semantic.Encoder | None
 ) -> dict[str, np.ndarray]:
     """What an answer to another group's question scores: a metric that is not far above this sees no content."""
     found = against_reference([texts[place] for place in shuffled(exam.answered_groups)], references, encoder)
@@ -81,7 +81,7 @@ def shuffled(groups: Sequence[str]) -> list[int]:
     ]
 
 
-def ceiling(exam: Examination, references: Sequence[str], encoder: semantic.Encoder | None) -> dict[str, np.ndarray]:
+def ceiling(exam: EvalSet, references: Sequence[str], encoder: semantic.Encoder | None) -> dict[str, np.ndarray]:
     """What another doctor's answer to the same question scores; NaN where the set has none."""
     there = [place for place, text in enumerate(exam.others) if text]
     found = against_reference([exam.others[p] for p in there], [references[p] for p in there], encoder) if there else {}
@@ -96,15 +96,15 @@ def encoder_or_none() -> tuple[semantic.Encoder | None, str]:
     """The sentence encoder, or None and the line that says how to get it."""
     try:
         return semantic.Encoder(), ""
-    except Refusal as refusal:
+    except UserError as refusal:
         return None, str(refusal)
 
 
-def estimates(exam: Examination, measured: Measured, scores: Scores, resamples: int) -> dict[str, dict[str, Any]]:
+def estimates(exam: EvalSet, measured: ModelOutputs, scores: Scores, resamples: int) -> dict[str, dict[str, Any]]:
     """For each metric the mean with its interval, floor and ceiling, as JSON values."""
     result: dict[str, dict[str, Any]] = {}
-    for name, (values, weights, bootstrap) in columns(exam, measured, scores, resamples).items():
-        result[name] = numbers(bootstrap.ratio(values, weights))
+    for name, (values, weights, bootstrap) in metric_columns(exam, measured, scores, resamples).items():
+        result[name] = estimate_to_json(bootstrap.ratio(values, weights))
         for bound in ("floor", "ceiling"):
             drawn = getattr(scores, bound).get(name)
             if drawn is not None and np.isfinite(drawn).any():
@@ -113,21 +113,21 @@ def estimates(exam: Examination, measured: Measured, scores: Scores, resamples: 
 
 
 def differences(
-    exam: Examination, ours: tuple[Measured, Scores], theirs: tuple[Measured, Scores], resamples: int
+    exam: EvalSet, ours: tuple[ModelOutputs, Scores], theirs: tuple[ModelOutputs, Scores], resamples: int
 ) -> dict[str, dict[str, Any]]:
     """For each metric that has a better and a worse: our mean minus theirs, paired by example, and the word for it."""
     result = {}
-    of_theirs = columns(exam, *theirs, resamples)
-    for name, (values, weights, bootstrap) in columns(exam, *ours, resamples).items():
+    of_theirs = metric_columns(exam, *theirs, resamples)
+    for name, (values, weights, bootstrap) in metric_columns(exam, *ours, resamples).items():
         higher = METRICS[name].higher_is_better
         if higher is not None:
             estimate = bootstrap.difference(values, of_theirs[name][0], weights)
-            result[name] = numbers(estimate) | {"verdict": estimate.verdict(higher)}
+            result[name] = estimate_to_json(estimate) | {"verdict": estimate.verdict(higher)}
     return result
 
 
-def columns(
-    exam: Examination, measured: Measured, scores: Scores, resamples: int
+def metric_columns(
+    exam: EvalSet, measured: ModelOutputs, scores: Scores, resamples: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None, Bootstrap]]:
     """Each metric's numbers, their weights (taught tokens, or none), and how its examples are drawn."""
     rows, answers = Bootstrap(exam.groups, resamples), Bootstrap(exam.answered_groups, resamples)
@@ -141,6 +141,6 @@ def columns(
     return found
 
 
-def numbers(estimate: Estimate) -> dict[str, Any]:
+def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
     """An estimate as JSON values; null for what is no number."""
     return {name: None if value != value else value for name, value in asdict(estimate).items()}

@@ -15,12 +15,12 @@ from transformers.utils import is_flash_attn_2_available
 
 from medtune.config.enums import Attention, Dtype, QuantizationType, Weights
 from medtune.config.schema import Model, Quantization
-from medtune.modeling.attention import kernel
-from medtune.modeling.fused_layers import fuse
+from medtune.modeling.attention import eval_attention
+from medtune.modeling.fused_layers import use_fused_layers
 from medtune.modeling.memory import GIGABYTE
-from medtune.modeling.quantized import keep_gradients_after_evaluation, place_8bit_states, unpack
-from medtune.modeling.weights import from_source, locate, random_config, random_weights
-from medtune.runtime.errors import Refusal
+from medtune.modeling.quantized import cache_dequantized, keep_gradients_after_evaluation, place_8bit_states
+from medtune.modeling.weights import random_config, random_weights, resolve_weights, with_hub_errors
+from medtune.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,14 @@ def load_base(
     Raises `Refusal` when the weights cannot be had, or the attention kernel is not installed.
     """
     if model.attn_implementation is Attention.flash_attention_2 and not is_flash_attn_2_available():
-        raise Refusal("model.attn_implementation=flash_attention_2 needs a GPU and the package flash-attn: choose sdpa")
+        raise UserError(
+            "model.attn_implementation=flash_attention_2 needs a GPU and the package flash-attn: choose sdpa"
+        )
     dtype = dtype_for(model, device)
     wanted: dict[str, Any] = {
         "dtype": dtype,
         "quantization_config": quantization_config(quantization, dtype),
-        "attn_implementation": kernel(model.attn_implementation),
+        "attn_implementation": eval_attention(model.attn_implementation),
         "device_map": {"": device},
         "trust_remote_code": False,
     }
@@ -48,8 +50,8 @@ def load_base(
         weights: Any = random_weights(config, dtype, device)
         base = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, **wanted)
     else:
-        source = locate(model)
-        base = from_source(
+        source = resolve_weights(model)
+        base = with_hub_errors(
             model, lambda: AutoModelForCausalLM.from_pretrained(source, revision=model.revision, **wanted)
         )
     base.requires_grad_(False)
@@ -67,8 +69,8 @@ def load_base(
         base.get_memory_footprint() / GIGABYTE,
         torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
     )
-    unpack(base)
-    fuse(base)
+    cache_dequantized(base)
+    use_fused_layers(base)
     return base
 
 
@@ -77,7 +79,7 @@ def device_for(model: Model) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     if model.needs_gpu:
-        raise Refusal(
+        raise UserError(
             f"{model.hub_id} needs an NVIDIA GPU, and PyTorch finds none on this machine: run it where there is one, "
             "or choose a small model, as model=smollm2_135m"
         )
@@ -90,7 +92,7 @@ def dtype_for(model: Model, device: torch.device) -> torch.dtype:
     Raises `Refusal` for float16 on a CPU.
     """
     if model.dtype is Dtype.float16 and device.type == "cpu":
-        raise Refusal("model.dtype=float16 trains on a GPU only: on a CPU choose bfloat16 or float32")
+        raise UserError("model.dtype=float16 trains on a GPU only: on a CPU choose bfloat16 or float32")
     if model.dtype is not Dtype.auto:
         return getattr(torch, model.dtype.name)
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -102,7 +104,7 @@ def require_context(base: PreTrainedModel, max_length: int) -> None:
     """Raises `Refusal` when conversations may be longer than the positions that the base was trained for."""
     context = base.config.max_position_embeddings
     if max_length > context:
-        raise Refusal(
+        raise UserError(
             f"trainer.max_length={max_length} is more than the {context} tokens that {base.name_or_path} reads"
         )
 

@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class NotRecorded(Exception):
+class CaptureError(Exception):
     """The work does something that cannot be recorded."""
 
 
-class Recorder:
+class CaptureThread:
     """The one thread that records: cuBLAS and cuDNN set up what they need at a thread's first call, which cannot be
     recorded.
 
@@ -39,21 +39,21 @@ class Recorder:
         return self.thread.submit(work).result()
 
 
-RECORDER = Recorder()
+CAPTURE_THREAD = CaptureThread()
 
 
-def attempted(what: str, work: Callable[[], Result]) -> Result | None:
+def try_capture(what: str, work: Callable[[], Result]) -> Result | None:
     """What `work` returns, which records; None, and a warning that says `what`, if it cannot be or memory is short."""
     try:
         return work()
-    except (NotRecorded, torch.OutOfMemoryError) as error:
+    except (CaptureError, torch.OutOfMemoryError) as error:
         why = "out of memory" if isinstance(error, torch.OutOfMemoryError) else error
         log.warning("%s are launched kernel by kernel, which takes longer: %s", what, why)
         traceback.clear_frames(error.__traceback__)  # they hold the memory
     return None
 
 
-def captured(work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
+def capture(work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
     """Record what `work` launches on the GPU, without running it; what is returned runs it.
 
     `pool`: memory that several recordings share, which then run one after another; None: memory of its own. Raises
@@ -66,6 +66,6 @@ def captured(work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        RECORDER.failed = True
-        raise NotRecorded(str(error.__context__ or error).partition("\n")[0]) from error
+        CAPTURE_THREAD.failed = True
+        raise CaptureError(str(error.__context__ or error).partition("\n")[0]) from error
     return graph.replay

@@ -8,16 +8,16 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import PreTrainedModel
 
-from medtune.modeling.quantized import four_bit_layers, numbers, unpacked
+from medtune.modeling.quantized import cached_weight, dequantize, four_bit_layers
 
 
-def view(base: PreTrainedModel) -> PreTrainedModel:
+def share_weights(base: PreTrainedModel) -> PreTrainedModel:
     """A second tree of modules over the same frozen tensors: an adapter attached to it leaves the base as it is."""
     tensors: list[Any] = [*base.parameters(), *base.buffers()]
     for module in base.modules():
         # bitsandbytes keeps what belongs to a weight beside it: constants of 4 bits, and the state of 8.
         if isinstance(module, Linear4bit):
-            tensors += [module.quant_state, unpacked(module)]
+            tensors += [module.quant_state, cached_weight(module)]
         tensors += [v for v in vars(getattr(module, "state", None) or object).values() if isinstance(v, torch.Tensor)]
     return copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
 
@@ -44,7 +44,7 @@ def checksums(base: PreTrainedModel) -> list[torch.Tensor]:
     return found
 
 
-def intact(base: PreTrainedModel) -> bool:
+def cache_matches(base: PreTrainedModel) -> bool:
     """Whether every 4-bit layer computes with what its weight stands for."""
-    held = ((layer, unpacked(layer)) for layer in four_bit_layers(base))
-    return all(weight is None or torch.equal(weight, numbers(layer)) for layer, weight in held)
+    held = ((layer, cached_weight(layer)) for layer in four_bit_layers(base))
+    return all(weight is None or torch.equal(weight, dequantize(layer)) for layer, weight in held)

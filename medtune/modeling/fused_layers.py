@@ -13,7 +13,7 @@ from medtune.modeling import kernels
 from medtune.modeling.attention import CAUSAL
 
 
-def fuse(base: PreTrainedModel) -> None:
+def use_fused_layers(base: PreTrainedModel) -> None:
     """Compute RMSNorm (arXiv:1910.07467) and SwiGLU, and in training rotary positions, in one kernel each way.
 
     Each rounds once, where Llama's own code rounds after every step.
@@ -23,9 +23,9 @@ def fuse(base: PreTrainedModel) -> None:
     for module in base.modules():
         if isinstance(module, LlamaRMSNorm):
             vars(module)["forward"] = partial(norm, module)
-        elif isinstance(module, LlamaMLP) and module.config.hidden_act == "silu" and kernels.built():
+        elif isinstance(module, LlamaMLP) and module.config.hidden_act == "silu" and kernels.kernels_available():
             vars(module)["forward"] = partial(feed_forward, module)
-        elif isinstance(module, LlamaAttention) and not module.attention_dropout and kernels.built():
+        elif isinstance(module, LlamaAttention) and not module.attention_dropout and kernels.kernels_available():
             vars(module)["forward"] = partial(attend, module)
 
 

@@ -13,13 +13,13 @@ import torch
 from transformers import PreTrainedModel
 
 from medtune.config.enums import Dtype, QuantizationType
-from medtune.config.schema import Model, Quantization, Run
+from medtune.config.schema import Model, Quantization, RunConfig
 from medtune.modeling import kernels
-from medtune.modeling.loss import PIECE
-from medtune.runtime.errors import Refusal
+from medtune.modeling.loss import LOGITS_CHUNK
+from medtune.runtime.errors import UserError
 
 
-def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool) -> float:
+def training_bytes(run: RunConfig, base: PreTrainedModel, checkpointing: bool) -> float:
     """Memory in bytes that one member takes beside the base: adapter, optimizer, activations, logits.
 
     Activations per token and layer are counted as in Korthikanti et al. (arXiv:2205.05198, section 4.1), with Llama's
@@ -33,7 +33,7 @@ def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool) -> float:
     keys = hidden * config.num_key_value_heads // config.num_attention_heads
     on_gpu = base.device.type == "cuda"
     kept = width * (6 * hidden + 2 * keys + 3 * wide)
-    if not (on_gpu and kernels.built()):
+    if not (on_gpu and kernels.kernels_available()):
         kept += width * wide
     if not on_gpu:
         kept += 4 * 2 * hidden
@@ -46,7 +46,7 @@ def member_bytes(run: Run, base: PreTrainedModel, checkpointing: bool) -> float:
     tokens = run.trainer.per_device_train_batch_size * run.trainer.max_length
     activations = tokens * (layers * width * hidden + kept if checkpointing else layers * kept)
     # Weights, gradients and two moments in float32; on a GPU also their part of the stack, its gradients, and a pass's.
-    return (28 if on_gpu else 16) * trained + activations + 3 * 4 * PIECE * config.vocab_size
+    return (28 if on_gpu else 16) * trained + activations + 3 * 4 * LOGITS_CHUNK * config.vocab_size
 
 
 def free_bytes(device: torch.device) -> float:
@@ -63,14 +63,14 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def needs_checkpointing(run: Run, base: PreTrainedModel) -> bool:
+def needs_checkpointing(run: RunConfig, base: PreTrainedModel) -> bool:
     """Whether activations are recomputed: as configured, or else where keeping them would take most of the memory."""
     if run.trainer.gradient_checkpointing is not None:
         return run.trainer.gradient_checkpointing
-    return member_bytes(run, base, False) > 0.8 * free_bytes(base.device)
+    return training_bytes(run, base, False) > 0.8 * free_bytes(base.device)
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Let the C library keep the memory that tensors free: on a CPU it otherwise goes back to the system at once, and
     every large tensor is made of pages that must be cleared again, a sixth of the time of a step.
 
@@ -89,7 +89,7 @@ def keep_freed_memory() -> None:
 
 GIGABYTE = 1e9
 # How activations are recomputed. Dropout has its own keys: nothing random happens that would have to be repeated.
-RECOMPUTED = {"use_reentrant": False, "preserve_rng_state": False}
+CHECKPOINTING_KWARGS = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def weight_bytes(model: Model, quantization: Quantization | None) -> float:
@@ -120,7 +120,7 @@ def require_memory(model: Model, quantization: Quantization | None, device: torc
     if needed > free:
         stored = quantization.type.name if quantization else "full precision"
         advice = "free some, or choose a smaller model" if quantization else "choose quantization=nf4"
-        raise Refusal(
+        raise UserError(
             f"{model.hub_id} in {stored} needs {needed / GIGABYTE:.1f} GB for its weights alone, and "
             f"{free / GIGABYTE:.1f} GB are free {where}: {advice}"
         )

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Product:
+class FrozenLinear:
     """What a frozen layer computes.
 
     `forward`: its output [..., out] from its input [..., in]. `weight`: the numbers [out, in] it computes with,
@@ -34,18 +34,18 @@ class Product:
     bias: torch.Tensor | None
 
 
-def product_of(layer: torch.nn.Linear) -> Product:
+def frozen_linear(layer: torch.nn.Linear) -> FrozenLinear:
     """What a linear layer of the base computes, as it stands now."""
     weight: Callable[[], torch.Tensor] | None = None
     if isinstance(layer, Linear4bit):
-        held = unpacked(layer)
-        weight = partial(numbers, layer) if held is None else lambda: held
+        held = cached_weight(layer)
+        weight = partial(dequantize, layer) if held is None else lambda: held
     elif not isinstance(layer, Linear8bitLt):
         weight = lambda: layer.weight  # noqa: E731
-    return Product(layer.forward, weight, layer.bias)
+    return FrozenLinear(layer.forward, weight, layer.bias)
 
 
-def recordable(base: PreTrainedModel) -> bool:
+def supports_cuda_graphs(base: PreTrainedModel) -> bool:
     """Whether its products can be recorded as a CUDA graph: in 8 bits they ask the GPU how many outliers there are."""
     return not any(isinstance(module, Linear8bitLt) for module in base.modules())
 
@@ -70,7 +70,7 @@ def keep_gradients_after_evaluation(base: PreTrainedModel) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
-def unpack(base: PreTrainedModel) -> None:
+def cache_dequantized(base: PreTrainedModel) -> None:
     """On a CPU, hold beside the 4-bit weights the numbers they stand for, and compute with those.
 
     Otherwise each pass unpacks all of them: a tenth of a training step, and for one token as much as its arithmetic.
@@ -82,22 +82,22 @@ def unpack(base: PreTrainedModel) -> None:
     if needed > psutil.virtual_memory().available / 2:
         return
     for layer in layers:
-        vars(layer)["forward"] = partial(F.linear, weight=numbers(layer), bias=layer.bias)
+        vars(layer)["forward"] = partial(F.linear, weight=dequantize(layer), bias=layer.bias)
     if layers:
         log.info("base: its 4-bit weights unpacked, once for all passes: %.2f GB more", needed / 1e9)
 
 
-def unpacked(layer: Linear4bit) -> torch.Tensor | None:
+def cached_weight(layer: Linear4bit) -> torch.Tensor | None:
     """The numbers that a 4-bit layer computes with, where they are held."""
     forward = vars(layer).get("forward")
     return forward.keywords["weight"] if forward else None
 
 
-def numbers(layer: Linear4bit) -> torch.Tensor:
+def dequantize(layer: Linear4bit) -> torch.Tensor:
     """What the packed weight [out, in] of a 4-bit layer stands for."""
     packed: Any = layer.weight
-    if packed.device.type == "cuda" and kernels.built():
-        from medtune.modeling.kernels.dequantize import unpacked as unpacked_at_once
+    if packed.device.type == "cuda" and kernels.kernels_available():
+        from medtune.modeling.kernels.dequantize import dequantize_4bit_weight as unpacked_at_once
 
         return unpacked_at_once(packed.data, packed.quant_state)
     return cast(torch.Tensor, dequantize_4bit(packed.data, packed.quant_state))

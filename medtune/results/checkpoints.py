@@ -32,7 +32,7 @@ def require_space(folder: Path, needed: int) -> None:
         )
 
 
-def seal(checkpoint: Path) -> None:
+def write_manifest(checkpoint: Path) -> None:
     """Write the manifest of a checkpoint whose files are all written, and wait until the disk has them."""
     files = {}
     for path in sorted(checkpoint.iterdir()):
@@ -48,7 +48,7 @@ def seal(checkpoint: Path) -> None:
     unfinished.rename(checkpoint / MANIFEST)
 
 
-def complete(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether every file of a checkpoint is what its manifest says."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
@@ -85,17 +85,17 @@ class Saved:
         return not due or any(e["step"] == self.step and "eval_loss" in e for e in self.state["log_history"])
 
 
-def newest(folder: Path) -> Saved | None:
+def latest_complete(folder: Path) -> Saved | None:
     """The newest complete checkpoint of a run, None if there is none; newer ones that are not complete are removed."""
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
-        if complete(checkpoint):
+        if is_complete(checkpoint):
             return Saved(checkpoint, json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
         log.warning("%s is not complete: removed", checkpoint.name)
         shutil.rmtree(checkpoint)
     return None
 
 
-def keep(folder: Path, steps: set[int]) -> None:
+def prune(folder: Path, steps: set[int]) -> None:
     """Remove the checkpoints of all other steps."""
     for checkpoint in folder.glob("checkpoint-*"):
         if step_of(checkpoint) not in steps:

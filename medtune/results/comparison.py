@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from medtune.results.reader import Member, losses
+from medtune.results.reader import RunResult, losses
 from medtune.results.statistics import Bootstrap, Estimate
 
 
-def spread(numbers: dict[str, Any] | None, form: str = ".4f") -> str:
+def format_interval(numbers: dict[str, Any] | None, form: str = ".4f") -> str:
     """A mean and its interval: 3.7560 (3.61 to 3.90)."""
     if not numbers or numbers["value"] is None:
         return ""
@@ -20,7 +20,7 @@ def spread(numbers: dict[str, Any] | None, form: str = ".4f") -> str:
     return f"{numbers['value']:{form}} ({numbers['low']:{short}} to {numbers['high']:{short}})"
 
 
-def verdicts(members: Sequence[Member]) -> Iterator[str]:
+def verdicts(members: Sequence[RunResult]) -> Iterator[str]:
     """What validation chose beside the base and everything else, paired over the same test conversations."""
     tested = [member for member in members if "tuned" in member.test]
     if not tested:
@@ -29,36 +29,36 @@ def verdicts(members: Sequence[Member]) -> Iterator[str]:
     test = chosen[0].test
     lines = [f"{called(chosen)}, chosen by eval_loss, on {test['conversations']} test conversations in"]
     lines[0] += f" {test['groups']} groups (difference of test loss, paired, 95 %):"
-    lines.append(f"  than the untuned base: {outcome(paired(chosen, chosen[:1], 'base_nll'))}")
+    lines.append(f"  than the untuned base: {format_verdict(paired(chosen, chosen[:1], 'base_nll'))}")
     for other in others:
         if losses(other[0])["conversation"] == losses(chosen[0])["conversation"]:
-            lines.append(f"  than {called(other)}: {outcome(paired(chosen, other, 'tuned_nll'))}")
+            lines.append(f"  than {called(other)}: {format_verdict(paired(chosen, other, 'tuned_nll'))}")
         else:
             lines.append(f"  than {called(other)}: not comparable, its test set is another")
     yield "\n".join([*lines, *(spread_of_seeds(group) for group in (chosen, *others) if len(group) > 1)])
 
 
-def replicates(tested: Sequence[Member]) -> list[list[Member]]:
+def replicates(tested: Sequence[RunResult]) -> list[list[RunResult]]:
     """Members that differ by their seed alone, together."""
-    configurations: dict[str, list[Member]] = {}
+    configurations: dict[str, list[RunResult]] = {}
     for member in tested:
         same = {name: value for name, value in member.run["configuration"].items() if name not in ("seed", "name")}
         configurations.setdefault(json.dumps(same, sort_keys=True), []).append(member)
     return list(configurations.values())
 
 
-def called(group: Sequence[Member]) -> str:
+def called(group: Sequence[RunResult]) -> str:
     """The name of a member, or of several that differ by their seed."""
     names = ", ".join(member.name for member in group)
     return names if len(group) == 1 else f"the mean of {names}"
 
 
-def outcome(estimate: Estimate) -> str:
+def format_verdict(estimate: Estimate) -> str:
     """A difference of losses and the word for it."""
-    return f"{spread(vars(estimate), '+.4f')}: {estimate.verdict(higher_is_better=False)}"
+    return f"{format_interval(vars(estimate), '+.4f')}: {estimate.verdict(higher_is_better=False)}"
 
 
-def paired(ours: Sequence[Member], theirs: Sequence[Member], column: str) -> Estimate:
+def paired(ours: Sequence[RunResult], theirs: Sequence[RunResult], column: str) -> Estimate:
     """Our test loss minus theirs, drawn over the groups of their common test set; of seeds the mean on each row."""
     first = losses(ours[0])
     a = np.mean([losses(member)["tuned_nll"] for member in ours], axis=0)
@@ -66,7 +66,7 @@ def paired(ours: Sequence[Member], theirs: Sequence[Member], column: str) -> Est
     return Bootstrap(first["group"], ours[0].test["resamples"]).difference(a, b, np.array(first["tokens"], float))
 
 
-def spread_of_seeds(group: Sequence[Member]) -> str:
+def spread_of_seeds(group: Sequence[RunResult]) -> str:
     """How much chance in training moves the test loss, which the intervals above, over conversations, do not hold."""
     found = [member.test["tuned"]["scores"]["loss"]["value"] for member in group]
     chance = f"test loss {np.mean(found):.4f}, standard deviation {np.std(found, ddof=1):.4f}"

@@ -10,7 +10,7 @@ from medtune.runtime.files import read_json
 
 
 @dataclass
-class Member:
+class RunResult:
     """A run and what was measured of it: `results` is its folder, or one inside it for the test set of other data."""
 
     folder: Path
@@ -31,6 +31,6 @@ class Member:
         return self.metrics.get("best", {}).get("eval_loss", float("inf"))
 
 
-def losses(member: Member) -> dict[str, list[Any]]:
+def losses(member: RunResult) -> dict[str, list[Any]]:
     """The columns of eval_loss.parquet."""
     return parquet.read_table(member.results / "eval_loss.parquet").to_pydict()

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 CHUNK = 2_000_000  # numbers drawn at a time: memory does not grow with the set
-FEWEST = 5  # groups: with fewer no interval means what it says
+MIN_GROUPS = 5  # groups: with fewer no interval means what it says
 TAIL = 0.975
 
 
@@ -82,14 +82,14 @@ def divided(top: np.ndarray | float, bottom: np.ndarray | float) -> np.ndarray:
 
 def estimate(drawn: np.ndarray, value: np.ndarray, count: int, clusters: int) -> Estimate:
     """The expanded percentile interval of what was drawn."""
-    if clusters < FEWEST or not np.isfinite(drawn).any():
+    if clusters < MIN_GROUPS or not np.isfinite(drawn).any():
         return Estimate(float(value), float("nan"), float("nan"), count)
-    tail = 100 * NormalDist().cdf(np.sqrt(clusters / (clusters - 1)) * student(clusters - 1))
+    tail = 100 * NormalDist().cdf(np.sqrt(clusters / (clusters - 1)) * student_t_quantile(clusters - 1))
     low, high = np.nanpercentile(drawn, (100 - tail, tail))
     return Estimate(float(value), float(low), float(high), count)
 
 
-def student(freedom: int) -> float:
+def student_t_quantile(freedom: int) -> float:
     """97.5 % quantile of Student's t, within 0.01 from 4 degrees of freedom on (Abramowitz & Stegun 26.7.5)."""
     z = NormalDist().inv_cdf(TAIL)
     terms = (

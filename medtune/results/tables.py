@@ -11,10 +11,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from medtune.results.comparison import spread, verdicts
+from medtune.results.comparison import format_interval, verdicts
 from medtune.results.metrics import METRICS, perplexity
-from medtune.results.reader import Member
-from medtune.runtime.files import shown
+from medtune.results.reader import RunResult
+from medtune.runtime.files import display_path
 
 NOTHING = "(an empty answer)"
 BESIDE = 4  # members whose numbers fit beside each other on a screen
@@ -23,12 +23,12 @@ PERCENT = ("token_accuracy", "contradicted", "repetition", "boilerplate", "ended
 
 def summary(folders: Sequence[Path]) -> str:
     """What the user sees at the end of training: the members, the verdicts, answers to read."""
-    members = [Member(folder, folder) for folder in folders]
+    members = [RunResult(folder, folder) for folder in folders]
     parts = [members_table(members), *verdicts(members), gates(members), answers(members)]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
-def everything(members: Sequence[Member]) -> str:
+def everything(members: Sequence[RunResult]) -> str:
     """What the user sees at the end of an evaluation: all of it."""
     tested = [member for member in members if member.test]
     parts = [
@@ -44,19 +44,21 @@ def everything(members: Sequence[Member]) -> str:
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
-def members_table(members: Sequence[Member]) -> str:
+def members_table(members: Sequence[RunResult]) -> str:
     """Base and members: validation and test loss, and where the adapter is."""
     bases: list[list[Any]] = []
     rows: list[list[Any]] = []
     for member in members:
         best, base, run = member.metrics.get("best", {}), member.metrics.get("base", {}), member.run
         untuned = member.test.get("base", {}).get("scores", {}).get("loss")
-        bases.append(["untuned base", base.get("eval_loss"), base.get("perplexity"), spread(untuned), "", None, "", ""])
+        bases.append(
+            ["untuned base", base.get("eval_loss"), base.get("perplexity"), format_interval(untuned), "", None, "", ""]
+        )
         if not run and member.test:
             continue  # a base that was measured alone
         status, minutes = run.get("status", "not started"), run["seconds"] / 60 if "seconds" in run else None
-        where = shown(member.folder / "adapter") if status == "done" else run.get("error") or ""
-        loss = spread(member.test.get("tuned", {}).get("scores", {}).get("loss"))
+        where = display_path(member.folder / "adapter") if status == "done" else run.get("error") or ""
+        loss = format_interval(member.test.get("tuned", {}).get("scores", {}).get("loss"))
         verdict = member.test.get("difference", {}).get("loss", {}).get("verdict", "")
         rows.append([member.name, best.get("eval_loss"), best.get("perplexity"), loss, verdict, minutes, status, where])
     headers = ["member", "eval_loss", "perplexity", "test_loss (95 %)", "than base", "minutes", "status", "adapter"]
@@ -64,7 +66,7 @@ def members_table(members: Sequence[Member]) -> str:
     return tabulate(shared + rows, headers, floatfmt=("", ".4f", ".2f", "", "", ".1f"), missingval="-")
 
 
-def scores_table(tested: Sequence[Member]) -> str:
+def scores_table(tested: Sequence[RunResult]) -> str:
     """Every metric of base and members, with the floor of each below it, and another doctor where there is one."""
     ranked = sorted(tested, key=lambda member: member.eval_loss)
     if not ranked:
@@ -98,8 +100,8 @@ def cell(name: str, numbers: dict[str, Any]) -> str:
     """A mean with its interval, as its metric is read."""
     if name == "base_nll":
         numbers = {k: None if numbers[k] is None else perplexity(numbers[k]) for k in ("value", "low", "high")}
-        return spread(numbers, ".1f")
-    return spread(numbers, ".1%" if name in PERCENT else ".1f" if name in ("chrf", "bleu") else ".3f")
+        return format_interval(numbers, ".1f")
+    return format_interval(numbers, ".1%" if name in PERCENT else ".1f" if name in ("chrf", "bleu") else ".3f")
 
 
 def bound(name: str, numbers: dict[str, Any], which: str) -> str:
@@ -107,7 +109,7 @@ def bound(name: str, numbers: dict[str, Any], which: str) -> str:
     return cell(name, {"value": numbers[which], "low": None, "high": None}) if which in numbers else ""
 
 
-def safety_table(tested: Sequence[Member]) -> str:
+def safety_table(tested: Sequence[RunResult]) -> str:
     """By category: how many answers of how many did what they should."""
     beside = [member for member in sorted(tested, key=lambda m: m.eval_loss) if "safety" in member.test["base"]][
         :BESIDE
@@ -138,7 +140,7 @@ def share(row: dict[str, Any], what: str) -> str:
     return f"{row[what]}/{row['of']} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def gates(members: Sequence[Member]) -> str:
+def gates(members: Sequence[RunResult]) -> str:
     """Whether each adapter may be shown to anyone, in a line each."""
     lines = []
     for member in members:
@@ -149,11 +151,11 @@ def gates(members: Sequence[Member]) -> str:
         return ""
     folder = members[0].folder if len(members) == 1 else members[0].folder.parent
     return "\n".join(
-        [*lines, f"scores, safety by category and reasons: python -m medtune.evaluate run={shown(folder)}"]
+        [*lines, f"scores, safety by category and reasons: python -m medtune.evaluate run={display_path(folder)}"]
     )
 
 
-def reasons(members: Sequence[Member]) -> Iterator[str]:
+def reasons(members: Sequence[RunResult]) -> Iterator[str]:
     """Whether each adapter may be shown to anyone, and every reason why not."""
     for member in members:
         if verdict := member.test.get("gate"):
@@ -165,7 +167,7 @@ def reasons(members: Sequence[Member]) -> Iterator[str]:
             yield "\n".join([*lines, *(f"  {reason}" for reason in verdict["reasons"])])
 
 
-def benchmarks_table(tested: Sequence[Member]) -> str:
+def benchmarks_table(tested: Sequence[RunResult]) -> str:
     """Accuracy in each task: base and adapters, + and - where the paired difference is clear."""
     rows = []
     for member in tested:
@@ -190,7 +192,7 @@ def rubric(test: dict[str, Any]) -> str:
     return tabulate(rows, headers) + f"\n{test['rubric']['says']}"
 
 
-def costs(tested: Sequence[Member]) -> str:
+def costs(tested: Sequence[RunResult]) -> str:
     """How often the test set was read, and what the measuring took."""
     lines = []
     for member in tested:
@@ -199,11 +201,11 @@ def costs(tested: Sequence[Member]) -> str:
             ", ".join(f"{name} {value / 60:.1f} min" for name, value in seconds.items() if value) or "all stored before"
         )
         times = {1: "once"}.get(member.test["reads"], f"{member.test['reads']} times")
-        lines.append(f"{member.name}: test set read {times}; measuring took: {took}; {shown(member.results)}")
+        lines.append(f"{member.name}: test set read {times}; measuring took: {took}; {display_path(member.results)}")
     return "\n".join(lines)
 
 
-def answers(members: Sequence[Member]) -> str:
+def answers(members: Sequence[RunResult]) -> str:
     """The first prompt, and what the base and each member's best adapter answered to it."""
     lines: list[str] = []
     for member in members:

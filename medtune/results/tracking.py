@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from medtune.config.enums import WandbMode
 from medtune.config.schema import Wandb
-from medtune.config.serialize import hash_of
+from medtune.config.serialize import config_hash
 from medtune.results.checkpoints import Saved
-from medtune.runtime.errors import Paused, Refusal, first_line
-from medtune.runtime.files import append, read_lines
+from medtune.runtime.errors import RunPaused, UserError, first_line
+from medtune.runtime.files import append_jsonl, read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class Tracker:
         self.history = out / "history.jsonl"
         self.samples = out / "samples.jsonl"
         for path in (self.history, self.samples):
-            rewind(path, saved)
-        identity = hash_of({"member": name, "group": group, "started": started})  # a resumed run stays the same one
+            truncate_after(path, saved)
+        identity = config_hash({"member": name, "group": group, "started": started})  # a resumed run stays the same one
         self.run = start(out, wandb, name, group, config, identity)
         self.table: Any = None
 
@@ -41,11 +41,11 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.send(lambda run: run.finish(exit_code=0 if kind in (None, Paused) else 1))
+        self.send(lambda run: run.finish(exit_code=0 if kind in (None, RunPaused) else 1))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record numbers of one step; keys beginning with eval_ belong to an evaluation."""
-        append(self.history, [{"step": step, **values}])
+        append_jsonl(self.history, [{"step": step, **values}])
         named = {
             f"eval/{k.removeprefix('eval_')}" if k.startswith("eval_") else f"train/{k}": v for k, v in values.items()
         }
@@ -54,7 +54,7 @@ class Tracker:
     def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Record the answers of one evaluation; `rows` have the keys of SAMPLE_COLUMNS but step."""
         rows = [{"step": step, **row} for row in rows]
-        append(self.samples, rows)
+        append_jsonl(self.samples, rows)
 
         def log_table(run: Any) -> None:
             import wandb
@@ -128,20 +128,20 @@ def require_account(mode: WandbMode) -> None:
     from wandb.sdk.lib import wbauth
 
     if wbauth.authenticate_session(host=wandb.Settings().base_url, source="medtune", prompt=False) is None:
-        raise Refusal("wandb=online needs an account: set WANDB_API_KEY, or run `wandb login`, or use wandb=offline")
+        raise UserError("wandb=online needs an account: set WANDB_API_KEY, or run `wandb login`, or use wandb=offline")
 
 
-def rewind(path: Path, saved: Saved | None) -> None:
+def truncate_after(path: Path, saved: Saved | None) -> None:
     """Take from a file of JSON lines what came after a checkpoint: it will come again."""
     if saved is None:
         path.unlink(missing_ok=True)
         return
     kept = []
-    for row in read_lines(path):
+    for row in read_jsonl(path):
         evaluation = "loss" not in row
         if row["step"] < saved.step or (row["step"] == saved.step and (saved.evaluated or not evaluation)):
             kept.append(row)
     unfinished = path.with_suffix(".tmp")
     unfinished.unlink(missing_ok=True)
-    append(unfinished, kept)
+    append_jsonl(unfinished, kept)
     unfinished.replace(path)

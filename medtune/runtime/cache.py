@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 
 def cache_folder() -> Path:
@@ -16,7 +16,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MEDTUNE_CACHE") or Path.home() / ".cache" / "medtune").expanduser()
 
 
-def cached(name: str, make: Callable[[Path], None]) -> Path:
+def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
     """The folder `name` of the cache, made by `make(folder)` if it is not there.
 
     It appears under its name only when complete, and two processes do not make it twice.
@@ -38,5 +38,5 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     except OSError as error:
         if error.errno is None:  # transformers' own, about the model
             raise
-        raise Refusal(f"cannot write the cache {folder.parent} ({error.strerror}): set MEDTUNE_CACHE") from None
+        raise UserError(f"cannot write the cache {folder.parent} ({error.strerror}): set MEDTUNE_CACHE") from None
     return folder

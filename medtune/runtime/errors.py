@@ -1,7 +1,7 @@
 """Errors that end a run, and how they are told."""
 
 
-class Refusal(Exception):
+class UserError(Exception):
     """The user's mistake, or their machine's limit: each line names what is wrong and what to do."""
 
     def __init__(self, *lines: str) -> None:
@@ -9,11 +9,11 @@ class Refusal(Exception):
         self.lines = lines
 
 
-class Failure(Exception):
+class RunFailed(Exception):
     """A run started and did not finish; its folder holds the traceback."""
 
 
-class Paused(Exception):
+class RunPaused(Exception):
     """A run was asked to stop at an evaluation, and can go on from there."""
 
 

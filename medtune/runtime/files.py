@@ -14,12 +14,12 @@ def write_json(path: Path, value: Any) -> None:
     unfinished.replace(path)
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time, as run.json has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as short as it can be typed from here."""
     with contextlib.suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
@@ -34,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The objects in a file of JSON lines, but not a last line that was cut off; none if there is no file."""
     if not path.is_file():
         return []
@@ -42,7 +42,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-def append(path: Path, rows: list[dict[str, Any]]) -> None:
+def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """Append JSON lines."""
     with path.open("a", encoding="utf-8") as lines:
         for row in rows:

@@ -32,23 +32,23 @@ def handle(signum: int, frame: FrameType | None) -> None:
     if not _deferring or _requested:
         raise KeyboardInterrupt
     _asked = time.monotonic()
-    ask(signum, frame)
+    request_stop(signum, frame)
     # Not through logging: this may have come in the middle of it, with its locks held.
     os.write(2, b"medtune: stopping: saving first; once more stops at once\n")
 
 
-def ask(signum: int, frame: FrameType | None) -> None:
+def request_stop(signum: int, frame: FrameType | None) -> None:
     """Signal handler of a worker: ask to stop, and leave it to the parent to stop at once."""
     global _requested
     _requested = True
 
 
-def requested() -> bool:
+def stop_requested() -> bool:
     """Whether the user or the system wants this process to stop."""
     return _requested
 
 
-def check() -> None:
+def raise_if_requested() -> None:
     """Called where a run can stop and be saved. Raises `Interrupted` when it should."""
     if _requested:
         raise Interrupted
@@ -67,7 +67,7 @@ def deferred() -> Iterator[None]:
             _requested = False
 
 
-def listen() -> None:
+def install_handlers() -> None:
     """Let SIGTERM and Ctrl-C end in `handle`; both, because a shell's background job ignores Ctrl-C."""
     signal.signal(signal.SIGTERM, handle)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

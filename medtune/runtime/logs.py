@@ -12,7 +12,7 @@ FILE_ONLY = {"file_only": True}
 _speaker: ContextVar[str] = ContextVar("speaker", default="")
 
 
-def named(record: logging.LogRecord) -> bool:
+def add_member_name(record: logging.LogRecord) -> bool:
     """A logging filter that writes into a record which member speaks."""
     if not hasattr(record, "speaker"):  # a worker's record comes with its name
         name = _speaker.get()
@@ -20,15 +20,15 @@ def named(record: logging.LogRecord) -> bool:
     return True
 
 
-class OnScreen(logging.Filter):
+class ConsoleFilter(logging.Filter):
     """Keeps from the screen what is for the log only: tracebacks, and what the command line says in its own words."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return named(record) and not getattr(record, "file_only", False)
+        return add_member_name(record) and not getattr(record, "file_only", False)
 
 
 @contextmanager
-def speaking(name: str, folder: Path) -> Iterator[None]:
+def log_member(name: str, folder: Path) -> Iterator[None]:
     """While it lasts, what this thread logs is said by member `name` and goes to `train.log` in its folder too."""
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
@@ -44,7 +44,7 @@ def speaking(name: str, folder: Path) -> Iterator[None]:
         _speaker.reset(token)
 
 
-def quiet_libraries() -> None:
+def silence_libraries() -> None:
     """Leave the screen to what the user needs to know; train.log has the rest."""
     import datasets
     import transformers

@@ -19,12 +19,12 @@ from rich.live import Live
 from rich.text import Text
 
 log = logging.getLogger(__name__)
-SILENCE, NAMED = 60.0, 4  # seconds between two plain lines, and running members that each names
-HEAD, LOGS = 3, 5  # lines above the members' rows, and lines that finished members leave to the log
+PLAIN_INTERVAL, MAX_NAMED = 60.0, 4  # seconds between two plain lines, and running members that each names
+HEADER_LINES, LOG_LINES = 3, 5  # lines above the members' rows, and lines that finished members leave to the log
 
 
 @dataclass(frozen=True)
-class Standing:
+class MemberProgress:
     """Where a member is: at `step` of `steps` (0 while unknown), with its latest numbers (None before the first)."""
 
     status: str = "waiting"  # waiting, running, done, failed, interrupted, refused, pruned, paused
@@ -36,7 +36,7 @@ class Standing:
     seconds_left: float | None = None
 
 
-def bars() -> bool:
+def show_bars() -> bool:
     """Whether there is a terminal for bars, and no table on it that they would tear apart."""
     return sys.stderr.isatty() and not Progress.drawn
 
@@ -52,7 +52,7 @@ class Progress(ExitStack):
         drawn = out or (sys.stderr.isatty() and not Path("/dev/stdout").is_fifo())
         self.console = console or Console(stderr=not out, force_terminal=drawn)
         self.console.soft_wrap = True  # the terminal folds a long log line; rich would cut it in two
-        self.standings = {name: Standing() for name in names}
+        self.standings = {name: MemberProgress() for name in names}
         self.began, self.taken = 0.0, 0  # when the first step was reported, and steps taken since
         self.lock, self.said = Lock(), time.monotonic()
 
@@ -77,12 +77,12 @@ class Progress(ExitStack):
             if after.status == "running" and after.step > before.step:
                 self.began = self.began or now
                 self.taken += after.step - before.step if before.step else 0  # a resumed member's first is a leap
-            if due := not self.console.is_interactive and now - self.said >= SILENCE:
+            if due := not self.console.is_interactive and now - self.said >= PLAIN_INTERVAL:
                 self.said = now
         if due:
             running = [(n, s) for n, s in self.standings.items() if s.status == "running"]
-            words = [f"{n} step {s.step}/{s.steps} loss {figure(s.loss, '.2f')}" for n, s in running[:NAMED]]
-            line = [self.counts() + (": " if words else "") + ", ".join(words), self.outlook()[1]]
+            words = [f"{n} step {s.step}/{s.steps} loss {format_number(s.loss, '.2f')}" for n, s in running[:MAX_NAMED]]
+            line = [self.counts() + (": " if words else "") + ", ".join(words), self.estimate_remaining()[1]]
             Context().run(log.info, "%s", "; ".join(filter(None, line)))  # said by the sweep, not by the member
 
     def counts(self) -> str:
@@ -91,7 +91,7 @@ class Progress(ExitStack):
         others = [f"{found[status]} {status}" for status in sorted(found, key="running".__eq__) if status != "done"]
         return ", ".join([f"{found['done']} of {len(self.standings)} members done", *others])
 
-    def outlook(self) -> tuple[float, str]:
+    def estimate_remaining(self) -> tuple[float, str]:
         """The share of all steps that is taken, and the time left: at the rate so far, or as a member says."""
         members = self.standings.values()
         ahead = [s for s in members if s.status in ("waiting", "running")]
@@ -99,31 +99,32 @@ class Progress(ExitStack):
         left = sum(max((s.steps or sum(known) / max(len(known), 1)) - s.step, 0) for s in ahead)
         taken, pace = sum(s.step for s in members), (time.monotonic() - self.began) / max(self.taken, 1)
         seconds = max([left * pace, *(s.seconds_left or 0.0 for s in ahead)])
-        return taken / max(taken + left, 1), f"{duration(seconds)} left" if self.taken and left else ""
+        return taken / max(taken + left, 1), f"{format_duration(seconds)} left" if self.taken and left else ""
 
     def __rich__(self) -> Group:
         """The sweep, a row for each member that runs, and as many as there is room for of the best that ended."""
-        share, left = self.outlook()
+        share, left = self.estimate_remaining()
         rank = {n: inf if s.eval_loss is None or isnan(s.eval_loss) else s.eval_loss for n, s in self.standings.items()}
         started = [(name, s) for name, s in self.standings.items() if s.status != "waiting"]
         started.sort(key=lambda member: -inf if member[1].status == "running" else rank[member[0]])
         rates = [s.tokens_per_second or 0.0 for _, s in started if s.status == "running"]
-        room = self.console.height - HEAD
+        room = self.console.height - HEADER_LINES
         width = min(max([6, *map(len, self.standings)]), max(self.console.width - 45, 6))
         lines = [self.counts(), f"{'━' * round(20 * share):─<20} {share:4.0%}  {sum(rates):,.0f} tokens/s  {left}"]
         lines.append(f"{'member':<{width}} {'step':>9} {'loss':>7} eval_loss tokens/s    left")
-        for name, s in started[: max(min(len(rates), room), room - LOGS, 0)]:
+        for name, s in started[: max(min(len(rates), room), room - LOG_LINES, 0)]:
             short = name if len(name) <= width else f"{name[: width // 2]}…{name[len(name) - (width - 1) // 2 :]}"
             mark = "*" if rank[name] == min(rank.values()) < inf else " "
-            row = f"{short:<{width}} {f'{s.step}/{s.steps}':>9} {figure(s.loss):>7} {figure(s.eval_loss):>8}{mark} "
-            rate = f"{figure(s.tokens_per_second, ',.0f'):>8} {duration(s.seconds_left):>7}"
+            row = f"{short:<{width}} {f'{s.step}/{s.steps}':>9} {format_number(s.loss):>7} "
+            row += f"{format_number(s.eval_loss):>8}{mark} "
+            rate = f"{format_number(s.tokens_per_second, ',.0f'):>8} {format_duration(s.seconds_left):>7}"
             lines.append(row + (rate if s.status == "running" else f"{s.status:>16}"))
         return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines))
 
 
-def figure(value: float | None, form: str = ".4f") -> str:
+def format_number(value: float | None, form: str = ".4f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,3 +1,3 @@
 """States of a run."""
 
-OVER = ("done", "pruned")  # statuses after which nothing is left to do
+FINISHED = ("done", "pruned")  # statuses after which nothing is left to do

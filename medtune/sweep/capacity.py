@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from medtune.config.enums import QuantizationType
-from medtune.config.schema import Run
-from medtune.modeling.memory import free_bytes, member_bytes, needs_checkpointing
-from medtune.runtime.errors import Refusal
-from medtune.training.shared_inputs import Foundation
+from medtune.config.schema import RunConfig
+from medtune.modeling.memory import free_bytes, needs_checkpointing, training_bytes
+from medtune.runtime.errors import UserError
+from medtune.training.shared_inputs import SharedInputs
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ PROCESS_BYTES = 1.5e9  # what a worker takes on a CPU beside training: answers i
 
 
 @dataclass
-class Size:
+class Concurrency:
     """`width` members train together, or as many as `processes` each on a core of its own."""
 
     width: int
@@ -29,13 +29,15 @@ class Size:
     checkpointing: bool
 
 
-def plan(runs: Sequence[Run], foundation: Foundation, width: int | None, processes: int | None) -> Size:
+def choose_concurrency(
+    runs: Sequence[RunConfig], inputs: SharedInputs, width: int | None, processes: int | None
+) -> Concurrency:
     """Decide what was left open.
 
     On a GPU, as many members go together as its memory holds. On a CPU packing saves nothing, but two processes of one
     thread do 1.4 times the work of one process of two: as many processes as there are cores and memory.
     """
-    base = foundation.base
+    base = inputs.base
     forks = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
     problems = []
     if processes and processes > 1 and (base.device.type == "cuda" or not forks):
@@ -46,10 +48,10 @@ def plan(runs: Sequence[Run], foundation: Foundation, width: int | None, process
     if int8 and width and width > 1:  # its outlier columns are those of all rows
         problems.append("hydra.launcher.width: members in int8 would change each other: choose quantization=nf4")
     if problems:
-        raise Refusal(*problems)
+        raise UserError(*problems)
     checkpointing = any([needs_checkpointing(run, base) for run in runs])
     free = free_bytes(base.device)
-    needed = max(member_bytes(run, base, checkpointing) for run in runs)
+    needed = max(training_bytes(run, base, checkpointing) for run in runs)
     cores = torch.get_num_threads()  # as OMP_NUM_THREADS has it, if that is set
     if width is None:
         # PyTorch holds a seventh more than a recorded pass uses, twice as much where activations are recomputed.
@@ -67,4 +69,4 @@ def plan(runs: Sequence[Run], foundation: Foundation, width: int | None, process
     # A forked process has one thread: OpenMP's pool does not survive the fork, and would be waited for for ever.
     if processes > 1:
         log.info("%s members at a time, each on its own core", processes)
-    return Size(width, processes, checkpointing)
+    return Concurrency(width, processes, checkpointing)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medtune.config.serialize import differences, plain
-from medtune.runtime.errors import Refusal
-from medtune.runtime.files import read_json, read_lines, write_json
-from medtune.runtime.status import OVER
+from medtune.config.serialize import config_diff, to_plain
+from medtune.runtime.errors import UserError
+from medtune.runtime.files import read_json, read_jsonl, write_json
+from medtune.runtime.status import FINISHED
 from medtune.sweep.ledger import Ledger, Member
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class Rung:
 
     def loss(self, member: Member) -> float | None:
         """A member's eval_loss there, in nats per taught token."""
-        rows = read_lines(member.folder / "history.jsonl")
+        rows = read_jsonl(member.folder / "history.jsonl")
         return next((row["eval_loss"] for row in rows if row["step"] == self.step and "eval_loss" in row), None)
 
 
@@ -43,8 +43,8 @@ class Halving:
         self.ledger, self.members, self.keep_one_in = ledger, members, keep_one_in
         first, *others = members
         for other in others:
-            if changed := differences(judged_by(first), judged_by(other)):
-                raise Refusal(
+            if changed := config_diff(judged_by(first), judged_by(other)):
+                raise UserError(
                     f"hydra.launcher.prune compares members at the same evaluations of the same data, and {first.name} "
                     f"and {other.name} differ in {', '.join(changed)}: leave prune out"
                 )
@@ -58,10 +58,10 @@ class Halving:
 
     def judge(self, rung: Rung) -> list[Member]:
         """Stop those that fall behind at a rung, and return them; a decision that is in the ledger stands."""
-        running = {m.key for m in self.members if m.status not in OVER and rung.reached(m)}
+        running = {m.key for m in self.members if m.status not in FINISHED and rung.reached(m)}
         stands = [d for d in self.ledger.rungs if d["step"] == rung.step and running <= {*d["kept"], *d["pruned"]}]
         decision = stands[-1] if stands else self.decide(rung)
-        pruned = [m for m in self.members if m.key in decision["pruned"] and m.status not in OVER]
+        pruned = [m for m in self.members if m.key in decision["pruned"] and m.status not in FINISHED]
         for member in pruned:
             facts = read_json(member.folder / "run.json")
             why = f"fell behind at step {rung.step}: successive halving kept others"
@@ -72,7 +72,7 @@ class Halving:
 
     def decide(self, rung: Rung) -> dict[str, Any]:
         """Rank those that still run, and write down who is kept."""
-        running = [m for m in self.members if m.status not in OVER and rung.reached(m)]
+        running = [m for m in self.members if m.status not in FINISHED and rung.reached(m)]
         if len(running) < 2:
             return {"kept": [], "pruned": []}
         ranked = sorted(running, key=lambda member: (rung.loss(member), member.name))
@@ -91,5 +91,5 @@ class Halving:
 
 def judged_by(member: Member) -> dict[str, Any]:
     """What a member's eval_loss depends on beside its training."""
-    parts = {name: plain(getattr(member.run, name)) for name in ("data", "model", "eval")}
+    parts = {name: to_plain(getattr(member.run, name)) for name in ("data", "model", "eval")}
     return parts | {"trainer": {"max_length": member.run.trainer.max_length}}

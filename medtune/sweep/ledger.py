@@ -10,11 +10,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from medtune.config.resolvers import folder_name
-from medtune.config.schema import Data, Run
-from medtune.config.serialize import differences, hash_of, plain
-from medtune.runtime.errors import Refusal
+from medtune.config.schema import Data, RunConfig
+from medtune.config.serialize import config_diff, config_hash, to_plain
+from medtune.runtime.errors import UserError
 from medtune.runtime.files import read_json, write_json
-from medtune.runtime.status import OVER
+from medtune.runtime.status import FINISHED
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,13 @@ class Member:
     """One run of a sweep: what it is called, and where its results go."""
 
     name: str
-    run: Run
+    run: RunConfig
     folder: Path
 
     @property
     def key(self) -> str:
         """Equal for the same run, whatever it is called."""
-        return hash_of(plain(self.run))
+        return config_hash(to_plain(self.run))
 
     @property
     def status(self) -> str:
@@ -58,7 +58,7 @@ class Ledger:
         """Of all members, also of those that an earlier command brought."""
         return [self.path.parent / row["folder"] for row in self.rows.values()]
 
-    def enter(self, members: Sequence[Member]) -> None:
+    def add_members(self, members: Sequence[Member]) -> None:
         """Add members, or find the rows and the folders that they have already.
 
         Raises `Refusal` when two are the same, or a folder holds another run than its member.
@@ -74,29 +74,29 @@ class Ledger:
                 member.folder = self.path.parent / self.rows[member.key]["folder"]
                 continue
             before = named.get(member.folder.name) or read_json(member.folder / "run.json")
-            if before and (changed := differences(before.get("configuration", {}), plain(member.run))):
+            if before and (changed := config_diff(before.get("configuration", {}), to_plain(member.run))):
                 problems.append(
                     f"{member.folder} holds a member that differs in {', '.join(changed)}: name another sweep folder"
                 )
         if problems:
-            raise Refusal(*problems)
-        if forgotten := [row for key, row in self.rows.items() if key not in seen and row["status"] not in OVER]:
+            raise UserError(*problems)
+        if forgotten := [row for key, row in self.rows.items() if key not in seen and row["status"] not in FINISHED]:
             log.warning(
                 "%s members that an earlier command began here are not finished: run that command again for them",
                 len(forgotten),
             )
         for member in members:
-            self.rows.setdefault(member.key, {"key": member.key, "configuration": plain(member.run)})
+            self.rows.setdefault(member.key, {"key": member.key, "configuration": to_plain(member.run)})
             if member.status == "running":  # its process is gone, or this one would not have got the lock
                 facts = read_json(member.folder / "run.json")
                 write_json(member.folder / "run.json", facts | {"status": "interrupted", "error": "its process ended"})
-            self.note(member)
+            self.refresh_row(member)
         self.write()
 
     def require_same_data(self, data: Data) -> None:
         """Raises `Refusal` when members that are done here were trained on other data, though it has the same name."""
-        done = [row for row in self.rows.values() if row["status"] in OVER]
-        alike = [row for row in done if row["configuration"]["data"] == plain(data)]
+        done = [row for row in self.rows.values() if row["status"] in FINISHED]
+        alike = [row for row in done if row["configuration"]["data"] == to_plain(data)]
         if not alike:
             return
         from medtune.data.prepared import prepare  # not before there is something to compare with
@@ -105,12 +105,12 @@ class Ledger:
         for row in alike:
             facts = read_json(self.path.parent / row["folder"] / "run.json")
             if facts.get("data_fingerprint", found) != found:
-                raise Refusal(
+                raise UserError(
                     f"the data is no longer what {row['overrides']} was trained on, so that members could not be "
                     "compared: name another sweep folder"
                 )
 
-    def note(self, member: Member) -> None:
+    def refresh_row(self, member: Member) -> None:
         """Bring a member's row up to date with its folder."""
         facts = read_json(member.folder / "run.json")
         self.rows[member.key] |= {
@@ -124,7 +124,7 @@ class Ledger:
 
     def update(self, member: Member) -> None:
         """Note where a member is, and write it down."""
-        self.note(member)
+        self.refresh_row(member)
         self.write()
 
     def write(self) -> None:
@@ -133,7 +133,7 @@ class Ledger:
 
 
 @contextmanager
-def opened(sweep: Path, command: Sequence[str]) -> Iterator[Ledger]:
+def open_ledger(sweep: Path, command: Sequence[str]) -> Iterator[Ledger]:
     """The ledger of a sweep folder, for one process at a time.
 
     Raises `Refusal` when another process has it, or the folder cannot be written.
@@ -144,9 +144,11 @@ def opened(sweep: Path, command: Sequence[str]) -> Iterator[Ledger]:
         # A process that was killed takes a moment to be gone, with all of its workers.
         lock.acquire(timeout=5)
     except Timeout:
-        raise Refusal(f"{sweep} is in use by another process: wait for it, or name another sweep folder") from None
+        raise UserError(f"{sweep} is in use by another process: wait for it, or name another sweep folder") from None
     except OSError as error:
-        raise Refusal(f"cannot write results to {sweep} ({error.strerror}): choose another with sweep=FOLDER") from None
+        raise UserError(
+            f"cannot write results to {sweep} ({error.strerror}): choose another with sweep=FOLDER"
+        ) from None
     try:
         yield Ledger(sweep, command)
     finally:

@@ -17,23 +17,23 @@ import torch
 from transformers import PreTrainedModel
 
 from medtune.modeling.memory import free_memory
-from medtune.modeling.multi_lora.backbone import Pass, Rows, Trunk, accumulate, routed
+from medtune.modeling.multi_lora.backbone import Backbone, ForwardPass, MicroBatch, accumulate, proxy_base
 from medtune.sweep import thread_state as turns
 
 log = logging.getLogger(__name__)
 
-Job = Callable[["Lane"], object]  # what a member does with its place in the pack; its failures are its own
+Job = Callable[["LockstepHandle"], object]  # what a member does with its place in the pack; its failures are its own
 
 
-class Lane:
+class LockstepHandle:
     """A member's place in the pack."""
 
-    def __init__(self, pack: "Pack", job: Job) -> None:
+    def __init__(self, pack: "LockstepGroup", job: Job) -> None:
         self.pack, self.job = pack, job
         self.turn = threading.Semaphore(0)
-        self.state = turns.fresh()
+        self.state = turns.initial()
         self.waiting = self.aside = self.done = False
-        self.rows: Rows | None = None  # on their way through the base, until the backward pass is done
+        self.rows: MicroBatch | None = None  # on their way through the base, until the backward pass is done
         self.hidden: torch.Tensor | None = None  # what the member got for them, and where its gradient will be
         self.error: BaseException | None = None  # of a pass, raised in the member
         self.thread = threading.Thread(target=self.live, daemon=True)
@@ -46,21 +46,21 @@ class Lane:
     def live(self) -> None:
         """The member's thread."""
         self.turn.acquire()
-        turns.put(self.state)
+        turns.restore(self.state)
         try:
             self.job(self)
         except BaseException as error:
-            self.pack.broken.append(error)  # a job keeps its member's failures to itself
+            self.pack.errors.append(error)  # a job keeps its member's failures to itself
         self.done = True
         self.rows = self.hidden = None
-        self.pack.pass_turn(self)
+        self.pack.next_turn(self)
 
     def give_turn(self) -> None:
         """Let others run until it is this member's turn again."""
-        self.state = turns.taken()
-        self.pack.pass_turn(self)
+        self.state = turns.snapshot()
+        self.pack.next_turn(self)
         self.turn.acquire()
-        turns.put(self.state)
+        turns.restore(self.state)
 
     def wait(self) -> None:
         """Wait until the pass that this member waits for is done, while others run. Raises what the pass raised."""
@@ -72,9 +72,9 @@ class Lane:
 
     def view(self) -> PreTrainedModel:
         """The base as this member sees it; attach an adapter and train it as usual."""
-        return routed(self.pack.base, self.through)
+        return proxy_base(self.pack.base, self.through)
 
-    def through(self, rows: Rows) -> torch.Tensor:
+    def through(self, rows: MicroBatch) -> torch.Tensor:
         """Wait until the rows went through the base; returns their hidden states."""
         self.rows = rows
         self.wait()
@@ -90,105 +90,105 @@ class Lane:
     def release(self) -> None:
         """The pack lets go of it when the member ends."""
 
-    def step_aside(self) -> None:
+    def yield_turn(self) -> None:
         """Let the others give the GPU what they have, before this member waits for it: else it would idle meanwhile."""
         self.aside = True
         self.give_turn()
         self.aside = False
 
 
-class Pack:
+class LockstepGroup:
     """Runs jobs, at most `width` at a time, on one frozen base."""
 
     def __init__(self, base: PreTrainedModel, width: int, checkpointing: bool, attention: str, longest: int) -> None:
         self.base, self.width, self.checkpointing = base, width, checkpointing
-        self.trunk = Trunk(base, checkpointing, attention, longest)
+        self.trunk = Backbone(base, checkpointing, attention, longest)
         self.together = width  # rows of so many members go through the base at a time; fewer when memory is short
-        self.lanes: list[Lane] = []
-        self.pending: tuple[list[Lane], Pass] | None = None
+        self.handles: list[LockstepHandle] = []
+        self.pending: tuple[list[LockstepHandle], ForwardPass] | None = None
         self.finished = threading.Event()
-        self.broken: list[BaseException] = []
+        self.errors: list[BaseException] = []
 
     def run(self, next_job: Callable[[], Job | None]) -> None:
         """Run jobs until `next_job` has no more. A member that ends makes place for the next; the others go on."""
-        self.next_job, before = next_job, turns.taken()
+        self.next_job, before = next_job, turns.snapshot()
         self.finished.clear()
-        while len(self.lanes) < self.width and (job := next_job()):
-            self.admit(job)
-        if self.lanes:
-            self.lanes[0].turn.release()
+        while len(self.handles) < self.width and (job := next_job()):
+            self.start_job(job)
+        if self.handles:
+            self.handles[0].turn.release()
             self.finished.wait()
-        turns.put(before)
-        for error in self.broken:
+        turns.restore(before)
+        for error in self.errors:
             raise error
 
-    def admit(self, job: Job) -> None:
+    def start_job(self, job: Job) -> None:
         """Give a job its thread."""
-        lane = Lane(self, job)
-        self.lanes.append(lane)
-        lane.thread.start()
+        handle = LockstepHandle(self, job)
+        self.handles.append(handle)
+        handle.thread.start()
 
-    def pass_turn(self, lane: Lane) -> None:
+    def next_turn(self, handle: LockstepHandle) -> None:
         """Called by the member that has the turn when it waits, steps aside or ends: whoever can go on is next."""
         try:
-            if lane.done:
-                self.lanes.remove(lane)
+            if handle.done:
+                self.handles.remove(handle)
                 if self.pending is None:
                     self.trunk.forget()  # or whoever comes next would meet it in memory
                 if job := self.next_job():
-                    self.admit(job)
-            if self.lanes and all(other.waiting for other in self.lanes):
-                self.serve()
+                    self.start_job(job)
+            if self.handles and all(other.waiting for other in self.handles):
+                self.run_pass()
         except BaseException as error:  # of the pack itself: nobody would ever have the turn again
-            self.broken.append(error)
-            self.lanes.clear()
-        if not self.lanes:
+            self.errors.append(error)
+            self.handles.clear()
+        if not self.handles:
             self.finished.set()
             return
-        going = [other for other in self.lanes if not other.waiting]
+        going = [other for other in self.handles if not other.waiting]
         min(going, key=lambda other: other.aside).turn.release()
 
-    def serve(self) -> None:
+    def run_pass(self) -> None:
         """All wait: run a pass. The backward pass comes first, because its memory is free after it."""
         if self.pending:
-            (lanes, passed), self.pending = self.pending, None
-            self.backward(lanes, passed)
-            lanes = [lane for lane in lanes if not lane.done]
+            (handles, passed), self.pending = self.pending, None
+            self.backward(handles, passed)
+            handles = [handle for handle in handles if not handle.done]
         else:
             # Who waited longest comes first, so that nobody starves when not all go together.
-            first = self.lanes[0].rows
-            lanes = [lane for lane in self.lanes if lane.rows and first and lane.rows.arithmetic == first.arithmetic]
-            lanes = self.forward(lanes[: self.together])
-        for lane in lanes:
-            lane.waiting = False
-            self.lanes.remove(lane)
-            self.lanes.append(lane)
+            first = self.handles[0].rows
+            handles = [h for h in self.handles if h.rows and first and h.rows.arithmetic == first.arithmetic]
+            handles = self.forward(handles[: self.together])
+        for handle in handles:
+            handle.waiting = False
+            self.handles.remove(handle)
+            self.handles.append(handle)
 
-    def forward(self, lanes: list[Lane]) -> list[Lane]:
+    def forward(self, handles: list[LockstepHandle]) -> list[LockstepHandle]:
         """Give members their hidden states, fewer of them if that fails, and return them; the others go on waiting."""
-        passed = self.attempt(lanes, lambda: self.through(lanes))
+        passed = self.attempt(handles, lambda: self.through(handles))
         if passed is None:
-            return self.forward(lanes[: half(lanes)]) if len(lanes) > 1 else lanes
-        self.pending = lanes, passed
-        for lane, hidden in zip(lanes, passed.split(passed.output.detach()), strict=True):
-            lane.hidden = hidden.requires_grad_()
-        return lanes
+            return self.forward(handles[: half(handles)]) if len(handles) > 1 else handles
+        self.pending = handles, passed
+        for handle, hidden in zip(handles, passed.split(passed.output.detach()), strict=True):
+            handle.hidden = hidden.requires_grad_()
+        return handles
 
-    def through(self, lanes: list[Lane]) -> Pass:
+    def through(self, handles: list[LockstepHandle]) -> ForwardPass:
         """Run the rows of members through the base."""
-        return self.trunk.through([lane.rows for lane in lanes if lane.rows is not None])
+        return self.trunk.through([handle.rows for handle in handles if handle.rows is not None])
 
-    def backward(self, lanes: list[Lane], passed: Pass | None) -> None:
+    def backward(self, handles: list[LockstepHandle], passed: ForwardPass | None) -> None:
         """Add to each member's adapter its gradients; through a new pass of fewer members if that fails.
 
         A repeated pass has the same dropout, and gradients are added when all are there: none is added twice.
         `passed`: the pass of just these members; some may have ended since.
         """
-        going = [lane for lane in lanes if not lane.done]
+        going = [handle for handle in handles if not handle.done]
         if not going:
             return
         added = self.attempt(
-            going, lambda: self.add_gradients(lanes if passed else going, passed or self.through(going))
+            going, lambda: self.add_gradients(handles if passed else going, passed or self.through(going))
         )
         if not added and len(going) > 1:
             if passed:
@@ -197,14 +197,14 @@ class Pack:
             for part in (going[: half(going)], going[half(going) :]):
                 self.backward(part, None)
 
-    def add_gradients(self, lanes: list[Lane], passed: Pass) -> bool:
+    def add_gradients(self, handles: list[LockstepHandle], passed: ForwardPass) -> bool:
         """To those of the members of a pass that still wait for theirs."""
-        found = [None if lane.done or lane.hidden is None else lane.hidden.grad for lane in lanes]
-        assert all(lane.done or gradient is not None for lane, gradient in zip(lanes, found, strict=True))
+        found = [None if handle.done or handle.hidden is None else handle.hidden.grad for handle in handles]
+        assert all(handle.done or gradient is not None for handle, gradient in zip(handles, found, strict=True))
         accumulate(passed.gradients(found))
         return True
 
-    def attempt(self, lanes: list[Lane], work: Callable[[], Any]) -> Any:
+    def attempt(self, handles: list[LockstepHandle], work: Callable[[], Any]) -> Any:
         """What `work` gives, or None if it fails: a single member has the error then, several are to be tried in parts.
 
         When memory is the reason, fewer go together from now on.
@@ -213,19 +213,19 @@ class Pack:
             return work()
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold the memory
-            if len(lanes) == 1:
-                lanes[0].error = error
+            if len(handles) == 1:
+                handles[0].error = error
             elif out_of_memory(error):
-                self.together = half(lanes)
+                self.together = half(handles)
                 words = "out of memory: %s members go through the base at a time from now on"
                 Context().run(log.warning, words, self.together)  # said by the pack, not by the member that serves
         free_memory()
         return None
 
 
-def half(lanes: list[Lane]) -> int:
+def half(handles: list[LockstepHandle]) -> int:
     """How many to try together when all were too many."""
-    return (len(lanes) + 1) // 2
+    return (len(handles) + 1) // 2
 
 
 def out_of_memory(error: BaseException) -> bool:

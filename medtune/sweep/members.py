@@ -8,59 +8,59 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from medtune.runtime import interruption
-from medtune.runtime.errors import Failure, Paused, Refusal, first_line
-from medtune.runtime.logs import FILE_ONLY, speaking
+from medtune.runtime.errors import RunFailed, RunPaused, UserError, first_line
+from medtune.runtime.logs import FILE_ONLY, log_member
 from medtune.sweep.ledger import Member
 from medtune.training.pipeline import train
 
 if TYPE_CHECKING:
-    from medtune.modeling.multi_lora.handle import Place
-    from medtune.training.shared_inputs import Foundation
+    from medtune.modeling.multi_lora.handle import BaseHandle
+    from medtune.training.shared_inputs import SharedInputs
 
 log = logging.getLogger(__name__)
 
 
-class Desk(Protocol):
+class MemberQueue(Protocol):
     """Who gives out members and hears of them."""
 
     queue: Any
 
     def next(self) -> Member | None: ...
-    def watch(self, name: str, **values: Any) -> None: ...
+    def on_progress(self, name: str, **values: Any) -> None: ...
     def ended(self, name: str) -> None: ...
     def refuse(self, name: str, error: Exception) -> None: ...
 
 
-def work(desk: Any, foundation: "Foundation", pause_at: int | None) -> None:
-    """Run members one after another until there are no more. `desk`: a `Crew`, or a worker's line to it."""
-    while member := desk.next():
-        run_member(member, desk, foundation, pause_at)
+def run_members(queue: Any, inputs: "SharedInputs", pause_at: int | None) -> None:
+    """Run members one after another until there are no more. `queue`: a `Crew`, or a worker's line to it."""
+    while member := queue.next():
+        run_member(member, queue, inputs, pause_at)
 
 
 def run_member(
-    member: Member, desk: Any, foundation: "Foundation", pause_at: int | None, lane: "Place | None" = None
+    member: Member, queue: Any, inputs: "SharedInputs", pause_at: int | None, handle: "BaseHandle | None" = None
 ) -> None:
     """Run one member; whatever ends it is its own, and is in its folder."""
     name = member.name
-    with ended_alone(name), speaking(name, member.folder):
-        train(member.run, member.folder, foundation, lane, pause_at, lambda **values: desk.watch(name, **values))
+    with isolate_failures(name), log_member(name, member.folder):
+        train(member.run, member.folder, inputs, handle, pause_at, lambda **values: queue.on_progress(name, **values))
     gc.collect()  # a model is part of reference cycles: without this the next member meets it in memory
-    desk.ended(name)
+    queue.ended(name)
 
 
 @contextmanager
-def ended_alone(name: str) -> Iterator[None]:
+def isolate_failures(name: str) -> Iterator[None]:
     """Keep what ends a member from the others. An interruption is not lost: whoever gives out members asks for it."""
     try:
         yield
-    except Paused:
+    except RunPaused:
         pass
     except KeyboardInterrupt:
-        if not interruption.requested():
+        if not interruption.stop_requested():
             raise
     except Exception as error:
         log.error("%s did not finish: %s", name, first_line(error))
-        if not isinstance(error, Refusal | Failure):  # from outside of its result folder
+        if not isinstance(error, UserError | RunFailed):  # from outside of its result folder
             log.error("traceback", exc_info=error, extra=FILE_ONLY)
         for each in (error, error.__cause__):
             if each is not None:

@@ -11,14 +11,14 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from medtune.runtime.errors import Failure, Refusal
+from medtune.runtime.errors import RunFailed, UserError
 from medtune.runtime.files import read_json
-from medtune.runtime.status import OVER
+from medtune.runtime.status import FINISHED
 
 announced: list[Path] = []
 
 
-class Announcement(Callback):
+class MultirunObserver(Callback):
     """Hydra's callback: notes the folder of a sweep whose end medtune's own launcher will not see."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
@@ -28,7 +28,7 @@ class Announcement(Callback):
 
 
 @contextmanager
-def concluded() -> Iterator[None]:
+def report_external_sweep() -> Iterator[None]:
     """Print the table of an announced sweep. Raises `Failure` that names all members that did not finish."""
     error: Exception | None = None
     try:
@@ -47,10 +47,10 @@ def concluded() -> Iterator[None]:
     failed = [
         f"{name}: {str(run.get('error') or 'not over: its process was killed, or runs on elsewhere').splitlines()[0]}"
         for name, run in runs.items()
-        if run.get("status") not in OVER
+        if run.get("status") not in FINISHED
     ]
     if failed or error:
         lines = [f"{len(failed)} of {len(runs)} members failed", *failed]
-        if error and not isinstance(error, Failure | Refusal):  # the launcher's own
+        if error and not isinstance(error, RunFailed | UserError):  # the launcher's own
             lines.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        raise Failure("\n".join(lines)) from error
+        raise RunFailed("\n".join(lines)) from error

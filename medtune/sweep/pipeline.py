@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from medtune.config.schema import Run
-from medtune.config.serialize import hash_of, plain
-from medtune.results.run_folder import Result
+from medtune.config.schema import RunConfig
+from medtune.config.serialize import config_hash, to_plain
+from medtune.results.run_folder import RunFolder
 from medtune.runtime import interruption
-from medtune.runtime.errors import Refusal
-from medtune.runtime.logs import speaking
+from medtune.runtime.errors import UserError
+from medtune.runtime.logs import log_member
 from medtune.runtime.progress import Progress
-from medtune.runtime.status import OVER
+from medtune.runtime.status import FINISHED
 from medtune.sweep.halving import Halving
 from medtune.sweep.ledger import Ledger, Member
-from medtune.sweep.members import ended_alone, run_member, work
-from medtune.training.pipeline import lay_foundation
+from medtune.sweep.members import isolate_failures, run_member, run_members
+from medtune.training.pipeline import prepare_inputs
 
 if TYPE_CHECKING:
-    from medtune.sweep.capacity import Size
-    from medtune.sweep.lockstep import Lane
-    from medtune.training.shared_inputs import Foundation
+    from medtune.sweep.capacity import Concurrency
+    from medtune.sweep.lockstep import LockstepHandle
+    from medtune.training.shared_inputs import SharedInputs
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Settings:
             and (not isinstance(value, int) or isinstance(value, bool) or value < least)
         ]
         if problems:
-            raise Refusal(*problems)
+            raise UserError(*problems)
 
 
 def run_sweep(members: Sequence[Member], ledger: Ledger, settings: Settings) -> None:
@@ -60,54 +60,54 @@ def run_sweep(members: Sequence[Member], ledger: Ledger, settings: Settings) -> 
     """
     halving = Halving(ledger, members, settings.prune) if settings.prune else None
     for member in members:
-        if member.status in OVER:
+        if member.status in FINISHED:
             log.info("%s is %s already", member.name, member.status)
-    foundations, failed = Foundations(), set[str]()
+    inputs_cache, failed = InputsCache(), set[str]()
     with Progress([member.name for member in members]) as progress:
         for member in members:
             progress.update(member.name, status=member.status, eval_loss=member.eval_loss)
         for rung in [*(halving.rungs if halving else []), None]:
             # All get as far as a rung before anyone is judged there.
-            left = [m for m in members if m.status not in OVER and m.name not in failed]
+            left = [m for m in members if m.status not in FINISHED and m.name not in failed]
             for group in grouped([m for m in left if rung is None or not rung.reached(m)]):
-                Crew(group, ledger, settings, progress, rung.step if rung else None).run(foundations)
-                failed |= {m.name for m in group if m.status not in (*OVER, "paused")}
+                MemberGroup(group, ledger, settings, progress, rung.step if rung else None).run(inputs_cache)
+                failed |= {m.name for m in group if m.status not in (*FINISHED, "paused")}
             if halving and rung:
                 for member in halving.judge(rung):
                     progress.update(member.name, status="pruned")
 
 
 def grouped(members: Sequence[Member]) -> list[list[Member]]:
-    """Members that can stand on one foundation, together."""
+    """Members that can stand on one inputs, together."""
     groups: dict[str, list[Member]] = {}
     for member in members:
-        groups.setdefault(shared_by(member.run), []).append(member)
+        groups.setdefault(sharing_key(member.run), []).append(member)
     return list(groups.values())
 
 
-def shared_by(run: Run) -> str:
-    """Equal for runs that can stand on one foundation."""
-    parts = [plain(run.data), plain(run.model), plain(run.quantization), run.trainer.max_length]
-    return hash_of({"shared": parts})
+def sharing_key(run: RunConfig) -> str:
+    """Equal for runs that can stand on one inputs."""
+    parts = [to_plain(run.data), to_plain(run.model), to_plain(run.quantization), run.trainer.max_length]
+    return config_hash({"shared": parts})
 
 
-class Foundations:
-    """The foundation that was used last, which the next group of members or the next rung may need again."""
+class InputsCache:
+    """The inputs that was used last, which the next group of members or the next rung may need again."""
 
     def __init__(self) -> None:
         self.key = ""
-        self.latest: Foundation | None = None
+        self.latest: SharedInputs | None = None
 
-    def of(self, run: Run) -> "Foundation":
-        """The foundation of a run. Raises what laying it raises."""
-        if self.latest is None or self.key != shared_by(run):
+    def of(self, run: RunConfig) -> "SharedInputs":
+        """The inputs of a run. Raises what laying it raises."""
+        if self.latest is None or self.key != sharing_key(run):
             self.latest = None  # before the memory is asked for
             gc.collect()
-            self.latest, self.key = lay_foundation(run), shared_by(run)
+            self.latest, self.key = prepare_inputs(run), sharing_key(run)
         return self.latest
 
 
-class Crew:
+class MemberGroup:
     """Runs the members of one group, up to `pause_at` optimizer steps or to the end."""
 
     def __init__(
@@ -117,54 +117,54 @@ class Crew:
         self.queue = deque(self.members)
         self.ledger, self.settings, self.progress, self.pause_at = ledger, settings, progress, pause_at
 
-    def run(self, foundations: "Foundations") -> None:
-        """Run everybody on their foundation; if that cannot be had, none of them can."""
+    def run(self, inputs_cache: "InputsCache") -> None:
+        """Run everybody on their inputs; if that cannot be had, none of them can."""
         runs = [member.run for member in self.members.values()]
         try:
             self.ledger.require_same_data(runs[0].data)
-            foundation = foundations.of(runs[0])
-            from medtune.sweep.capacity import plan  # heavy, and loud before the libraries are quieted
+            inputs = inputs_cache.of(runs[0])
+            from medtune.sweep.capacity import choose_concurrency  # heavy, and loud before the libraries are quieted
 
-            size = plan(runs, foundation, self.settings.width, self.settings.processes)
+            size = choose_concurrency(runs, inputs, self.settings.width, self.settings.processes)
             for run in runs:  # once for all, and with all cores
-                foundation.untuned(run)
+                inputs.baseline(run)
         except Exception as error:
             for name in self.members:
                 self.refuse(name, error)
             return
         with interruption.deferred():
-            self.run_on(foundation, size)
-            interruption.check()
+            self.run_on(inputs, size)
+            interruption.raise_if_requested()
 
-    def run_on(self, foundation: "Foundation", size: "Size") -> None:
+    def run_on(self, inputs: "SharedInputs", size: "Concurrency") -> None:
         """Run everybody, as many at a time as the machine holds."""
-        from medtune.modeling.attention import training_kernel
-        from medtune.sweep.lockstep import Pack
+        from medtune.modeling.attention import train_attention
+        from medtune.sweep.lockstep import LockstepGroup
         from medtune.sweep.workers import Workers
 
         if size.processes > 1:
-            self.test_base(foundation)
-            Workers(self, size.processes).run(lambda desk: work(desk, foundation, self.pause_at))
+            self.test_base(inputs)
+            Workers(self, size.processes).run(lambda queue: run_members(queue, inputs, self.pause_at))
         elif size.width > 1:
             log.info("%s members train together", size.width)
 
-            def next_job() -> Callable[["Lane"], None] | None:
+            def next_job() -> Callable[["LockstepHandle"], None] | None:
                 member = self.next()
-                return partial(run_member, member, self, foundation, self.pause_at) if member else None
+                return partial(run_member, member, self, inputs, self.pause_at) if member else None
 
-            run, base = next(iter(self.members.values())).run, foundation.base
-            attention = training_kernel(run.model, run.trainer.max_length, base.device)
-            longest = foundation.tokens.longest
-            Pack(base, size.width, size.checkpointing, attention, longest).run(next_job)
+            run, base = next(iter(self.members.values())).run, inputs.base
+            attention = train_attention(run.model, run.trainer.max_length, base.device)
+            longest = inputs.tokens.longest
+            LockstepGroup(base, size.width, size.checkpointing, attention, longest).run(next_job)
         else:
-            work(self, foundation, self.pause_at)
+            run_members(self, inputs, self.pause_at)
 
-    def test_base(self, foundation: "Foundation") -> None:
+    def test_base(self, inputs: "SharedInputs") -> None:
         """Measure the base on the test set with all cores; otherwise one worker would, and the others wait for it."""
         try:
             for member in self.members.values():
                 if member.run.eval.final:
-                    foundation.test_base(member.run)
+                    inputs.test_base(member.run)
         except Exception as error:  # every member meets it after training, and loses no adapter by it
             log.error("the untuned base could not be measured on the test set: %s", error)
 
@@ -172,11 +172,11 @@ class Crew:
 
     def next(self) -> Member | None:
         """Whose turn it is; None when there are no more, or the user wants to stop."""
-        if interruption.requested() or not self.queue:
+        if interruption.stop_requested() or not self.queue:
             return None
         return self.members[self.queue.popleft()]
 
-    def watch(self, name: str, **values: Any) -> None:
+    def on_progress(self, name: str, **values: Any) -> None:
         """A member told how far it is."""
         self.progress.update(name, **values)
         if values.get("status") == "running":
@@ -191,6 +191,6 @@ class Crew:
     def refuse(self, name: str, error: Exception) -> None:
         """A member ended before it began."""
         member = self.members[name]
-        with ended_alone(name), speaking(name, member.folder), Result(member.run, member.folder):
+        with isolate_failures(name), log_member(name, member.folder), RunFolder(member.run, member.folder):
             raise error
         self.ended(name)

@@ -36,17 +36,17 @@ if torch.cuda.is_available():
     PARTS.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
 
 
-def taken() -> State:
+def snapshot() -> State:
     """The state of whoever has the turn."""
     return [read() for read, _ in PARTS]
 
 
-def fresh() -> State:
+def initial() -> State:
     """The state of a member that begins: accelerate sets up its own."""
-    return [*taken()[:3], {}, *taken()[4:]]
+    return [*snapshot()[:3], {}, *snapshot()[4:]]
 
 
-def put(state: State) -> None:
+def restore(state: State) -> None:
     """Give the turn's owner its state back."""
     for (_, write), part in zip(PARTS, state, strict=True):
         write(part)

@@ -18,18 +18,18 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from medtune.runtime import interruption
-from medtune.runtime.logs import named
+from medtune.runtime.logs import add_member_name
 from medtune.sweep.ledger import Member
 
 if TYPE_CHECKING:
-    from medtune.sweep.members import Desk
+    from medtune.sweep.members import MemberQueue
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 0.5  # seconds between two looks at whether the user wants to stop
 
 
-class Line(QueueHandler):
+class WorkerConnection(QueueHandler):
     """A worker's line to the parent: it asks for members, tells how they are, and hands over what it logs."""
 
     def __init__(self, connection: Connection) -> None:
@@ -42,13 +42,13 @@ class Line(QueueHandler):
 
     def next(self) -> Member | None:
         """Whose turn it is; None when there are no more."""
-        if interruption.requested():
+        if interruption.stop_requested():
             return None
         self.say("next")
         return self.connection.recv()
 
-    def watch(self, name: str, **values: Any) -> None:
-        self.say("watch", name, values)
+    def on_progress(self, name: str, **values: Any) -> None:
+        self.say("on_progress", name, values)
 
     def ended(self, name: str) -> None:
         self.say("ended", name)
@@ -60,14 +60,14 @@ class Line(QueueHandler):
 class Workers:
     """`count` processes of one thread each that run the members of a crew."""
 
-    def __init__(self, crew: "Desk", count: int) -> None:
+    def __init__(self, crew: "MemberQueue", count: int) -> None:
         self.crew, self.count = crew, count
         self.fork = multiprocessing.get_context("fork")
         self.processes: dict[Connection, BaseProcess] = {}
         self.busy: dict[Connection, str] = {}  # the member that each is at
         self.alive = os.pipe()  # nothing is written: its end tells the workers that the parent is gone
 
-    def run(self, work: Callable[[Line], None]) -> None:
+    def run(self, work: Callable[[WorkerConnection], None]) -> None:
         """Run until all members have had their turn, or the user stops it."""
         told = False
         try:
@@ -79,11 +79,11 @@ class Workers:
                     try:
                         message = connection.recv()
                     except (EOFError, OSError):
-                        if self.bury(connection) and self.crew.queue and not interruption.requested():
+                        if self.on_exit(connection) and self.crew.queue and not interruption.stop_requested():
                             self.start(work)
                     else:
-                        self.hear(connection, *message)
-                if interruption.requested() and not told:
+                        self.on_message(connection, *message)
+                if interruption.stop_requested() and not told:
                     told = True
                     for process in self.processes.values():
                         process.terminate()
@@ -93,15 +93,15 @@ class Workers:
             for end in self.alive:
                 os.close(end)
 
-    def start(self, work: Callable[[Line], None]) -> None:
+    def start(self, work: Callable[[WorkerConnection], None]) -> None:
         """Fork one."""
         ours, theirs = self.fork.Pipe()
-        process = self.fork.Process(target=self.live, args=(work, theirs, [ours, *self.processes]))
+        process = self.fork.Process(target=self.worker_main, args=(work, theirs, [ours, *self.processes]))
         process.start()
         theirs.close()
         self.processes[ours] = process
 
-    def hear(self, connection: Connection, kind: str, *told: Any) -> None:
+    def on_message(self, connection: Connection, kind: str, *told: Any) -> None:
         """Do what a worker asks."""
         if kind == "next":
             member = self.crew.next()
@@ -109,15 +109,15 @@ class Workers:
                 self.busy[connection] = member.name
             with contextlib.suppress(OSError):  # it died meanwhile, which the next look tells
                 connection.send(member)
-        elif kind == "watch":
-            self.crew.watch(told[0], **told[1])
+        elif kind == "on_progress":
+            self.crew.on_progress(told[0], **told[1])
         elif kind == "ended":
             del self.busy[connection]
             self.crew.ended(told[0])
         else:
             logging.getLogger(told[0].name).handle(told[0])
 
-    def bury(self, connection: Connection) -> bool:
+    def on_exit(self, connection: Connection) -> bool:
         """A worker has ended; if it was in the middle of a member, that one has failed. Returns whether it was."""
         process = self.processes.pop(connection)
         connection.close()
@@ -130,17 +130,19 @@ class Workers:
             self.crew.refuse(name, RuntimeError(f"its process {how}{advice}"))
         return name is not None
 
-    def live(self, work: Callable[[Line], None], connection: Connection, others: list[Connection]) -> None:
+    def worker_main(
+        self, work: Callable[[WorkerConnection], None], connection: Connection, others: list[Connection]
+    ) -> None:
         """What a worker does, from the fork to its end."""
         for other in others:
             other.close()
         os.close(self.alive[1])
         threading.Thread(target=end_with_parent, args=(self.alive[0],), daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which tells the workers
-        signal.signal(signal.SIGTERM, interruption.ask)
+        signal.signal(signal.SIGTERM, interruption.request_stop)
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # the view draws in the parent
-        line = Line(connection)
-        line.addFilter(named)
+        line = WorkerConnection(connection)
+        line.addFilter(add_member_name)
         logging.getLogger().handlers[:] = [line]
         import torch
 

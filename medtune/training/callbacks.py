@@ -19,7 +19,7 @@ from medtune.results.tracking import Tracker
 from medtune.runtime.files import write_json
 
 if TYPE_CHECKING:
-    from medtune.modeling.multi_lora.handle import Place
+    from medtune.modeling.multi_lora.handle import BaseHandle
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,11 @@ class Diverged(Exception):
     """The loss or a gradient is no longer a number; nothing after this step may be kept."""
 
 
-class HasPlace(Protocol):
-    place: "Place | None"
+class HasHandle(Protocol):
+    handle: "BaseHandle | None"
 
 
-class Outcome(TrainerCallback):
+class StepGuard(TrainerCallback):
     """Looks at every step of a trainer.
 
     A GPU is asked, and waited for, once, when all work of the step is on its way to it. (bitsandbytes' optimizers wait
@@ -44,7 +44,7 @@ class Outcome(TrainerCallback):
 
     answer: torch.Tensor
 
-    def __init__(self, trainer: "HasPlace") -> None:
+    def __init__(self, trainer: "HasHandle") -> None:
         self.trainer = trainer
         self.losses: list[torch.Tensor] = []
         self.tokens: list[torch.Tensor] = []
@@ -62,8 +62,8 @@ class Outcome(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called by the trainer. Raises `Diverged`: the weights are spoiled, and are neither saved nor measured."""
-        if self.trainer.place:
-            self.trainer.place.step_aside()
+        if self.trainer.handle:
+            self.trainer.handle.yield_turn()
         tokens, loss_is_finite, gradient_is_finite = self.answer.tolist()
         state.num_input_tokens_seen += tokens
         if not (loss_is_finite and gradient_is_finite):
@@ -85,11 +85,11 @@ def scored(question: Question, answer: Answer) -> dict[str, Any]:
     return row | {"safe": passes(judgement, question.expected) if question.expected else None}
 
 
-class Report(TrainerCallback, ExportableState):
+class MetricsCallback(TrainerCallback, ExportableState):
     """Record numbers at every log and answers at every evaluation, and tell whoever watches.
 
-    `untuned`: what the base answers, the answers at step 0. `watch`: called with what a `progress.Standing` holds.
-    Its own counts are kept in checkpoints.
+    `baseline`: what the base answers, the answers at step 0. `on_progress`: called with what a
+    `MemberProgress` holds. Its own counts are kept in checkpoints.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class Report(TrainerCallback, ExportableState):
         tracker: Tracker,
         tokenizer: PreTrainedTokenizerBase,
         asked: Sequence[Question],
-        untuned: Sequence[Answer],
+        baseline: Sequence[Answer],
         evaluation: Eval,
         metrics_file: Path,
-        watch: Callable[..., None],
+        on_progress: Callable[..., None],
     ) -> None:
-        self.tracker, self.tokenizer, self.asked, self.untuned = tracker, tokenizer, asked, untuned
-        self.evaluation, self.metrics_file, self.watch = evaluation, metrics_file, watch
+        self.tracker, self.tokenizer, self.asked, self.baseline = tracker, tokenizer, asked, baseline
+        self.evaluation, self.metrics_file, self.on_progress = evaluation, metrics_file, on_progress
         # step, eval_loss, perplexity, token_accuracy of each evaluation; step 0 is the untuned base
         self.evaluations: list[dict[str, float]] = []
         self.seconds = 0.0  # in training steps alone, evaluations left out
@@ -142,7 +142,7 @@ class Report(TrainerCallback, ExportableState):
             log.info("going on from step %s of %s", state.global_step, state.max_steps)
         # The rate of this process: what came before an interruption may have been another machine's.
         self.started, self.first_step = time.monotonic(), state.global_step
-        self.watch(status="running", step=state.global_step, steps=state.max_steps)
+        self.on_progress(status="running", step=state.global_step, steps=state.max_steps)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -152,7 +152,7 @@ class Report(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.seconds += time.monotonic() - self.step_started
         self.tokens = int(state.num_input_tokens_seen)
-        self.watch(step=state.global_step, seconds_left=self.seconds_left(state))
+        self.on_progress(step=state.global_step, seconds_left=self.seconds_left(state))
 
     def on_log(
         self,
@@ -171,7 +171,7 @@ class Report(TrainerCallback, ExportableState):
             }
             values |= {"tokens_per_second": tokens / seconds, "peak_memory_gb": peak_memory_gb()}
             self.tracker.log(state.global_step, values)
-            self.watch(loss=logs["loss"], tokens_per_second=tokens / seconds)
+            self.on_progress(loss=logs["loss"], tokens_per_second=tokens / seconds)
         elif "eval_loss" in logs:
             latest = {name: logs[f"eval_{name}"] for name in ("perplexity", "token_accuracy")}
             latest = {"step": state.global_step, "eval_loss": logs["eval_loss"], **latest}
@@ -180,14 +180,14 @@ class Report(TrainerCallback, ExportableState):
             self.tracker.log(state.global_step, {n: v for n, v in logs.items() if n.startswith("eval_")})
             if state.global_step:  # at every evaluation: an interrupted run keeps its numbers
                 write_json(self.metrics_file, self.metrics())
-            self.watch(eval_loss=logs["eval_loss"])
+            self.on_progress(eval_loss=logs["eval_loss"])
             self.say(state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         began = time.monotonic()
         size, batch = self.evaluation.max_new_tokens, self.evaluation.batch_size
         trained = state.global_step > 0
-        answers = answer(kwargs["model"], self.tokenizer, self.asked, size, batch) if trained else self.untuned
+        answers = answer(kwargs["model"], self.tokenizer, self.asked, size, batch) if trained else self.baseline
         self.answering += time.monotonic() - began
         if trained:
             write_json(self.metrics_file, self.metrics())

@@ -17,7 +17,10 @@ from trl import SFTTrainer
 from medtune.modeling.lora import adapter
 from medtune.results import checkpoints
 from medtune.runtime import interruption
-from medtune.runtime.errors import Paused
+from medtune.runtime.errors import RunPaused
+
+# Checkpoints file the state of a callback under its class name: those written by earlier versions have these.
+EARLIER_NAMES = {"MetricsCallback": "Report"}
 
 
 class ResumableTrainer(SFTTrainer):
@@ -49,11 +52,11 @@ class ResumableTrainer(SFTTrainer):
             if saved is None:
                 self.train()
             elif saved.finished:
-                self.conclude(saved)
+                self.finish(saved)
             elif self.pause_at is not None and saved.step >= self.pause_at:
                 if not saved.evaluated:
-                    self.catch_up(saved)
-                raise Paused
+                    self.run_missed_evaluation(saved)
+                raise RunPaused
             else:
                 self.args.eval_on_start = not saved.evaluated
                 self.train(resume_from_checkpoint=str(saved.folder))
@@ -62,12 +65,12 @@ class ResumableTrainer(SFTTrainer):
             self.save_now()
             raise
 
-    def conclude(self, saved: checkpoints.Saved) -> None:
+    def finish(self, saved: checkpoints.Saved) -> None:
         """Do what is left after the last step: the stock trainer would take one step more."""
-        self.catch_up(saved)
+        self.run_missed_evaluation(saved)
         self._load_best_model()
 
-    def catch_up(self, saved: checkpoints.Saved) -> None:
+    def run_missed_evaluation(self, saved: checkpoints.Saved) -> None:
         """Take over a checkpoint's state, and make the evaluation that was due there if it is not in it."""
         self._init_training_state(saved.state["max_steps"], saved.step, 1, str(saved.folder), None)
         if not saved.evaluated:
@@ -80,7 +83,7 @@ class ResumableTrainer(SFTTrainer):
         Between two micro-batches, and in an evaluation, the weights are those of the last step.
         """
         step = self.state.global_step
-        if step == 0 or checkpoints.complete(self.folder / f"checkpoint-{step}"):
+        if step == 0 or checkpoints.is_complete(self.folder / f"checkpoint-{step}"):
             return
         if self.evaluating:  # an evaluation that was cut short is done again
             history = self.state.log_history
@@ -103,21 +106,23 @@ class ResumableTrainer(SFTTrainer):
 
     def _load_callback_state(self) -> None:
         # The stock method builds new callbacks; ours hold open files.
+        states = cast(dict[str, Any], self.state.stateful_callbacks)
         for callback in self.callback_handler.callbacks:
-            stored = cast(dict[str, Any], self.state.stateful_callbacks).get(type(callback).__name__, {})
-            for name, value in stored.get("attributes", {}).items():
-                setattr(callback, name, value)
+            name = type(callback).__name__
+            stored = states.get(name, states.get(EARLIER_NAMES.get(name, ""), {}))
+            for attribute, value in stored.get("attributes", {}).items():
+                setattr(callback, attribute, value)
         self.state.best_model_checkpoint = self.best_checkpoint()  # the folder may have another name today
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         checkpoint = self.folder / f"checkpoint-{self.state.global_step}"
         shutil.rmtree(checkpoint, ignore_errors=True)
-        with whole_or_nothing(checkpoint, self.model):
+        with atomic_checkpoint(checkpoint, self.model):
             super()._save_checkpoint(model, trial)
-            checkpoints.seal(checkpoint)
-        checkpoints.keep(self.folder, {self.state.global_step, self.state.best_global_step or 0})
+            checkpoints.write_manifest(checkpoint)
+        checkpoints.prune(self.folder, {self.state.global_step, self.state.best_global_step or 0})
         if self.pause_at == self.state.global_step < self.state.max_steps:
-            raise Paused
+            raise RunPaused
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # The stock method asks the hub about the base, and pickles the arguments, tokens and all, beside the weights.
@@ -128,7 +133,7 @@ class ResumableTrainer(SFTTrainer):
 
 
 @contextlib.contextmanager
-def whole_or_nothing(checkpoint: Path, model: PeftModel) -> Iterator[None]:
+def atomic_checkpoint(checkpoint: Path, model: PeftModel) -> Iterator[None]:
     """Leave nothing of a checkpoint that cannot be written. Raises `NoSpace` where the disk is the reason."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     needed = 12 * trained + 20_000_000  # weights and two moments in float32; tokenizer and the rest

@@ -20,33 +20,33 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Printer
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from medtune.config.schema import Run
-from medtune.data.tokenization.dataset import IGNORED, Tokens
+from medtune.config.schema import RunConfig
+from medtune.data.tokenization.dataset import IGNORE_INDEX, TokenizedSplits
 from medtune.evaluation.likelihood import Likelihood, likelihood
-from medtune.modeling.attention import attending, training_kernel
+from medtune.modeling.attention import train_attention, use_attention
 from medtune.modeling.lora import adapter
 from medtune.modeling.lora.dropout import key_dropout
-from medtune.modeling.loss import add_taught_loss, base_of, taught_in
-from medtune.modeling.memory import RECOMPUTED
-from medtune.modeling.multi_lora.handle import Place
+from medtune.modeling.loss import add_target_loss, find_targets, unwrap_peft
+from medtune.modeling.memory import CHECKPOINTING_KWARGS
+from medtune.modeling.multi_lora.handle import BaseHandle
 from medtune.runtime import interruption
-from medtune.training.callbacks import Diverged, Outcome
+from medtune.training.callbacks import Diverged, StepGuard
 from medtune.training.resumable import ResumableTrainer
 
 
 def build_trainer(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    tokens: Tokens,
-    run: Run,
+    tokens: TokenizedSplits,
+    run: RunConfig,
     folder: Path,
     callbacks: Sequence[TrainerCallback],
-    untuned: Likelihood,
+    baseline: Likelihood,
     gradient_checkpointing: bool,
 ) -> "AdapterTrainer":
     """Build the trainer of one run, on the training and the validation set of `tokens`.
 
-    `folder`: of its checkpoints. `untuned`: what the base thinks of the validation set, the evaluation at step 0.
+    `folder`: of its checkpoints. `baseline`: what the base thinks of the validation set, the evaluation at step 0.
     """
     config, evaluation = run.trainer, run.eval
     dtype, on_gpu = model.get_base_model().dtype, torch.cuda.is_available()
@@ -66,7 +66,7 @@ def build_trainer(
         max_grad_norm=config.max_grad_norm,
         optim=config.optim.name,
         gradient_checkpointing=gradient_checkpointing,
-        gradient_checkpointing_kwargs=dict(RECOMPUTED),
+        gradient_checkpointing_kwargs=dict(CHECKPOINTING_KWARGS),
         # Autocast runs the float32 adapter in 16 bits on a GPU. On a CPU it only costs time.
         bf16=on_gpu and dtype is torch.bfloat16,
         fp16=on_gpu and dtype is torch.float16,
@@ -98,9 +98,9 @@ def build_trainer(
         eval_dataset=tokens.validation,
         processing_class=tokenizer,
         callbacks=[key_dropout(model, run.seed), *callbacks, *stopping],
-        untuned=untuned,
+        baseline=baseline,
         group_by_length=config.group_by_length,
-        attention=training_kernel(run.model, config.max_length, model.device),
+        attention=train_attention(run.model, config.max_length, model.device),
     )
     trainer.remove_callback(PrinterCallback)
     adapter.to_float32(model)
@@ -117,17 +117,17 @@ class AdapterTrainer(ResumableTrainer):
 
     def __init__(
         self,
-        untuned: Likelihood,
+        baseline: Likelihood,
         group_by_length: bool,
         attention: str,
         callbacks: Sequence[TrainerCallback],
         **kwargs: Any,
     ) -> None:
-        self.outcome = Outcome(self)
-        super().__init__(callbacks=[self.outcome, *callbacks], **kwargs)
-        add_taught_loss(base_of(self.model))
-        self.untuned, self.group_by_length, self.attention = untuned, group_by_length, attention
-        self.place: Place | None = None
+        self.step_guard = StepGuard(self)
+        super().__init__(callbacks=[self.step_guard, *callbacks], **kwargs)
+        add_target_loss(unwrap_peft(self.model))
+        self.baseline, self.group_by_length, self.attention = baseline, group_by_length, attention
+        self.handle: BaseHandle | None = None
 
     def compute_loss(
         self,
@@ -149,24 +149,24 @@ class AdapterTrainer(ResumableTrainer):
         """
         batches, items = super().get_batch_samples(*args, **kwargs)
         if self.group_by_length:
-            batches = regrouped_by_length(batches, cast(int, self.processing_class.pad_token_id))
+            batches = regroup_by_length(batches, cast(int, self.processing_class.pad_token_id))
         # Between the micro-batches the GPU would be waited for.
-        return [batch | {"taught": taught_in(batch["labels"])} for batch in batches], items
+        return [batch | {"taught": find_targets(batch["labels"])} for batch in batches], items
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         """One forward and backward pass."""
-        interruption.check()
-        with attending(base_of(self.model), self.attention):
+        interruption.raise_if_requested()
+        with use_attention(unwrap_peft(self.model), self.attention):
             loss = super().training_step(model, inputs, *args)
-        if self.place:
-            self.place.backward()
-        self.outcome.losses.append(loss)
-        self.outcome.tokens.append(inputs["attention_mask"].sum())
+        if self.handle:
+            self.handle.backward()
+        self.step_guard.losses.append(loss)
+        self.step_guard.tokens.append(inputs["attention_mask"].sum())
         return loss
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """See `ResumableTrainer.run`."""
-        with without_walks(self.model):
+        with cached_walks(self.model):
             return super().train(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -187,7 +187,7 @@ class AdapterTrainer(ResumableTrainer):
         started = time.monotonic()
         rows, batch = cast(Dataset, self.eval_dataset), self.args.per_device_eval_batch_size
         trained = self.state.global_step > 0
-        result = likelihood(self.model, rows["input_ids"][:], rows["labels"][:], batch) if trained else self.untuned
+        result = likelihood(self.model, rows["input_ids"][:], rows["labels"][:], batch) if trained else self.baseline
         if not math.isfinite(result.loss):
             raise Diverged(f"eval_loss is {result.loss} at step {self.state.global_step}: lower the learning rate")
         metrics = {
@@ -201,9 +201,9 @@ class AdapterTrainer(ResumableTrainer):
         return metrics
 
 
-def regrouped_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: int) -> list[dict[str, torch.Tensor]]:
+def regroup_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: int) -> list[dict[str, torch.Tensor]]:
     """The rows of several padded batches in batches of the same sizes, from the longest to the shortest."""
-    fills = {"input_ids": pad_token_id, "labels": IGNORED, "attention_mask": 0}
+    fills = {"input_ids": pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0}
     if len(batches) < 2 or set(batches[0]) != set(fills):
         return batches
     rows = [
@@ -224,7 +224,7 @@ def regrouped_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: in
 
 
 @contextmanager
-def without_walks(model: PeftModel) -> Iterator[None]:
+def cached_walks(model: PeftModel) -> Iterator[None]:
     """While it lasts, answer at once what the Trainer asks of a model several times a step: its parameters, and to be
     in training mode. It would walk through thousands of modules each time, on a GPU for longer than a pass takes."""
     parameters, train = list(model.parameters()), model.train

@@ -20,17 +20,17 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from medtune.config.groups import CONF, register
-from medtune.config.schema import Run
-from medtune.config.validation import typed
+from medtune.config.schema import RunConfig
+from medtune.config.validation import build_config
 from medtune.data.prepared import prepare
 from medtune.data.tokenization.chat_template import encode
 from medtune.data.tokenization.dataset import tokenize
-from medtune.evaluation.answers import answer, held_out, read_answer
+from medtune.evaluation.answers import answer, last_turn_questions, read_answer
 from medtune.evaluation.likelihood import likelihood
 from medtune.modeling import base as model
 from medtune.modeling.lora import adapter
 from medtune.modeling.tokenizer import load_tokenizer
-from medtune.runtime.logs import quiet_libraries
+from medtune.runtime.logs import silence_libraries
 
 ROUNDS = 3
 ROWS = 48
@@ -41,10 +41,10 @@ PLAIN_BATCH = 8  # TRL's default
 
 def main() -> None:
     """Time both ways in turn."""
-    quiet_libraries()
+    silence_libraries()
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        run = typed(hydra.compose("train"), Run)
+        run = build_config(hydra.compose("train"), RunConfig)
     tokenizer = load_tokenizer(run.model)
     tuned, theirs = (with_adapter(run, tokenizer) for _ in range(2))
     for module in theirs.modules():
@@ -55,7 +55,7 @@ def main() -> None:
     conversations = prepare(run.data)
     tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
     rows = tokens.train.select(range(ROWS)).select_columns(["input_ids", "labels"])
-    asked = held_out([row.messages for row in conversations.train[:QUESTIONS]])
+    asked = last_turn_questions([row.messages for row in conversations.train[:QUESTIONS]])
     print(
         f"{ROWS} rows of {np.mean([len(r['input_ids']) for r in rows]):.0f} tokens; {QUESTIONS} answers of {NEW_TOKENS}"
     )
@@ -80,10 +80,10 @@ def main() -> None:
     )
 
 
-def with_adapter(run: Run, tokenizer: Any) -> Any:
+def with_adapter(run: RunConfig, tokenizer: Any) -> Any:
     """The embedded model with an adapter that does something."""
     base = model.load_base(run.model, run.quantization, tokenizer, torch.device("cpu"))
-    tuned = adapter.attach(base, run.lora, run.seed)
+    tuned = adapter.add_lora(base, run.lora, run.seed)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:

@@ -10,8 +10,8 @@ from gpu_trainers import WARM_UP, Bench, Stopwatch
 from training_report import table
 from transformers import PreTrainedModel
 
-from medtune.config.schema import Run
-from medtune.sweep.lockstep import Lane, Pack
+from medtune.config.schema import RunConfig
+from medtune.sweep.lockstep import LockstepGroup, LockstepHandle
 
 STEPS = 20
 # Different in everything that matters to a pass; dropout on, two passes a step.
@@ -60,26 +60,26 @@ def parity(bench: Bench) -> str:
     )
 
 
-def train_together(bench: Bench, base: PreTrainedModel, runs: list[Run], checkpointing: bool) -> list[Trained]:
+def train_together(bench: Bench, base: PreTrainedModel, runs: list[RunConfig], checkpointing: bool) -> list[Trained]:
     """Train all members in one pack."""
     bench.collect()
     found: list[Trained | None] = [None] * len(runs)
     waiting = deque(enumerate(runs))
 
-    def next_job() -> Callable[[Lane], None] | None:
+    def next_job() -> Callable[[LockstepHandle], None] | None:
         if not waiting:
             return None
         place, run = waiting.popleft()
         return lambda lane: void(found.__setitem__(place, finished(bench, run, lane)))
 
-    Pack(base, len(runs), checkpointing, bench.attention, bench.longest(None)).run(next_job)
+    LockstepGroup(base, len(runs), checkpointing, bench.attention, bench.longest(None)).run(next_job)
     return [trained for trained in found if trained]
 
 
-def finished(bench: Bench, run: Run, lane: Lane | None) -> Trained:
+def finished(bench: Bench, run: RunConfig, handle: LockstepHandle | None) -> Trained:
     """What came of a run on the base called parity."""
     watch = Stopwatch(bench, STEPS - WARM_UP)
-    trainer = bench.ours(run, None, watch, lane, "parity")
+    trainer = bench.ours(run, None, watch, handle, "parity")
     trainer.train()
     trained = ((n, p) for n, p in trainer.model.named_parameters() if p.requires_grad)
     return Trained(watch.losses, {name: weight.detach().cpu().clone() for name, weight in trained})

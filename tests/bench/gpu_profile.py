@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity
 from training_report import table
 from transformers import TrainerCallback
 
-from medtune.config.schema import Run
+from medtune.config.schema import RunConfig
 
 SHAPES = [Shape(1, 512), Shape(4, 512), Shape(4, 2048)]
 STEPS = 3
@@ -74,7 +74,7 @@ def profile(bench: Bench) -> str:
     )
 
 
-def spent_in(bench: Bench, run: Run, shape: Shape) -> Counter[str]:
+def spent_in(bench: Bench, run: RunConfig, shape: Shape) -> Counter[str]:
     """Milliseconds of the GPU in each kind of operation, of a step that is not recorded."""
     bench.collect()
     watch, profiled = Stopwatch(bench, STEPS), Profiled(bench)
@@ -111,7 +111,7 @@ def unpacked_bytes(bench: Bench) -> float:
     return 2 * (0.516 + 2) * (bench.shape.parameters - bench.shape.embedding_parameters)
 
 
-def kind_of(name: str, shapes: list[list[int]], run: Run, bench: Bench) -> str:
+def kind_of(name: str, shapes: list[list[int]], run: RunConfig, bench: Bench) -> str:
     """What an operation is for, from its name and the sizes it works on."""
     config = bench.base("medtune").config
     sizes = {size for shape in shapes if isinstance(shape, list) for size in shape if isinstance(size, int)}

@@ -11,13 +11,13 @@ from gpu_trainers import Bench, Shape, Stopwatch
 from peft import PeftModel
 from training_report import table
 
-from medtune.config.schema import Run
+from medtune.config.schema import RunConfig
 from medtune.evaluation.likelihood import likelihood
-from medtune.modeling.frozen_base import view
+from medtune.modeling.frozen_base import share_weights
 from medtune.modeling.generation import greedy
 from medtune.modeling.lora import adapter
-from medtune.modeling.memory import member_bytes
-from medtune.sweep.lockstep import Lane, Pack
+from medtune.modeling.memory import training_bytes
+from medtune.sweep.lockstep import LockstepGroup, LockstepHandle
 
 STEPS = 6
 MEMBERS = (1, 2, 4, 8, 16)  # 1: alone, in no pack
@@ -27,7 +27,7 @@ TINY = [Shape(1, 32), Shape(2, None)]
 FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bfloat16, by NVIDIA's data sheet
 
 
-def run_of(bench: Bench, shape: Shape, *words: str) -> Run:
+def run_of(bench: Bench, shape: Shape, *words: str) -> RunConfig:
     """A run of that shape; `trainer.max_length` is what the estimate of its memory counts with."""
     rows = f"trainer.per_device_train_batch_size={shape.rows}"
     return bench.run(rows, f"trainer.max_length={max(bench.longest(shape.length), 16)}", *words)
@@ -77,7 +77,7 @@ def memory(bench: Bench) -> str:
             run = run_of(bench, shape, f"trainer.gradient_checkpointing={str(recomputed).lower()}")
             speed_of(bench, "medtune", run, shape, steps=1)
             used, held = bench.peak("medtune")
-            estimate = (bench.footprint["medtune"] + member_bytes(run, bench.base("medtune"), recomputed)) / 1e9
+            estimate = (bench.footprint["medtune"] + training_bytes(run, bench.base("medtune"), recomputed)) / 1e9
             apart = f"{estimate / used - 1:+.0%}" if used else "-"
             words = "recomputed" if recomputed else "kept"
             rows.append([shape, words, f"{estimate:.2f}", f"{used:.2f}", apart, f"{held:.2f}"])
@@ -96,7 +96,7 @@ def said(peak: tuple[float, float]) -> str:
     return f"{peak[0]:.1f} ({peak[1]:.1f})"
 
 
-def speed_of(bench: Bench, side: str, run: Run, shape: Shape, steps: int = STEPS) -> tuple[float, list[float]]:
+def speed_of(bench: Bench, side: str, run: RunConfig, shape: Shape, steps: int = STEPS) -> tuple[float, list[float]]:
     """Tokens per second of one side, 0 when it runs out of memory; and the loss of every step."""
     bench.base(side)
     bench.collect()
@@ -153,10 +153,10 @@ def pack_of(bench: Bench, shape: Shape, members: int) -> tuple[float, int, int, 
     if members == 1:
         bench.ours(runs[0], shape.length, watches[0]).train()
     else:
-        pack = Pack(base, members, False, bench.attention, bench.longest(shape.length))
+        pack = LockstepGroup(base, members, False, bench.attention, bench.longest(shape.length))
         waiting = deque(watches)
 
-        def next_job() -> Callable[[Lane], None] | None:
+        def next_job() -> Callable[[LockstepHandle], None] | None:
             if not runs:
                 return None
             run, watch = runs.popleft(), waiting.popleft()
@@ -174,7 +174,7 @@ def void(_: object) -> None:
 
 def evaluation(bench: Bench) -> str:
     """Loss of 64 rows and greedy answers of 32 tokens, in batches of 8 and 32."""
-    tuned = adapter.attach(view(bench.base("medtune")), bench.run().lora, 0).eval()
+    tuned = adapter.add_lora(share_weights(bench.base("medtune")), bench.run().lora, 0).eval()
     rows, longest = bench.rows(None)[:64], 8 if bench.tiny else 32
     ids, labels = ([row[name] for row in rows] for name in ("input_ids", "labels"))
     prompts = [row[:128] for row in ids[:32]]

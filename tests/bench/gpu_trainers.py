@@ -16,22 +16,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTTrainer
 
 from medtune.config.groups import CONF, register
-from medtune.config.schema import Model, Quantization, Run
-from medtune.config.validation import typed
-from medtune.data.tokenization.dataset import IGNORED, Tokens
+from medtune.config.schema import Model, Quantization, RunConfig
+from medtune.config.validation import build_config
+from medtune.data.tokenization.dataset import IGNORE_INDEX, TokenizedSplits
 from medtune.evaluation.likelihood import Likelihood
 from medtune.modeling import base as model
-from medtune.modeling.attention import training_kernel
-from medtune.modeling.cuda_graphs import RECORDER
-from medtune.modeling.frozen_base import view
+from medtune.modeling.attention import train_attention
+from medtune.modeling.cuda_graphs import CAPTURE_THREAD
+from medtune.modeling.frozen_base import share_weights
 from medtune.modeling.lora import adapter
 from medtune.modeling.memory import free_memory
-from medtune.modeling.multi_lora.backbone import Trunk
+from medtune.modeling.multi_lora.backbone import Backbone
 from medtune.modeling.multi_lora.captured import bucket
-from medtune.modeling.multi_lora.exclusive import Alone
+from medtune.modeling.multi_lora.exclusive import ExclusiveHandle
 from medtune.modeling.tokenizer import load_tokenizer
-from medtune.runtime.logs import quiet_libraries
-from medtune.sweep.lockstep import Lane
+from medtune.runtime.logs import silence_libraries
+from medtune.sweep.lockstep import LockstepHandle
 from medtune.training.trainer import AdapterTrainer, build_trainer
 
 MODELS = {"8B": "llama3_8b_random", "tiny": "tiny_random"}
@@ -60,20 +60,20 @@ class Bench:
     ) -> None:
         self.rounds = rounds  # the sides in one order, then in the other
         self.only, self.members = only, members  # shapes and sizes of packs that are asked for; none: all
-        quiet_libraries()
+        silence_libraries()
         register()
         self.name, self.folder = name, folder
         self.on_gpu = torch.cuda.is_available()
         self.tiny = name == MODELS["tiny"]
         self.shape: Model = self.run().model
         self.device = model.device_for(self.shape)
-        self.attention = training_kernel(self.shape, 2048, self.device)
+        self.attention = train_attention(self.shape, 2048, self.device)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.shape)
         self.bases: dict[str, PreTrainedModel] = {}
         self.footprint: dict[str, int] = {}
         self.recorded: list[float] = []  # seconds that a shape took
 
-    def run(self, *words: str) -> Run:
+    def run(self, *words: str) -> RunConfig:
         """The run that these overrides give, of one pass a step."""
         common = [
             f"model={self.name}", "lora=all_linear", "trainer.optim=adamw_torch_fused", "trainer.max_length=2048",
@@ -81,7 +81,7 @@ class Bench:
             "trainer.warmup_ratio=0", "trainer.learning_rate=2e-4", "wandb=disabled",
         ]  # fmt: skip
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return typed(hydra.compose("train", [*common, *words]), Run)
+            return build_config(hydra.compose("train", [*common, *words]), RunConfig)
 
     def shapes(self, known: Sequence[Shape]) -> list[Shape]:
         """Those that are asked for."""
@@ -140,7 +140,7 @@ class Bench:
         for place in range(count):
             ids = generator.integers(10, vocabulary, int(lengths[place]) if lengths is not None else length).tolist()
             asked = int(UNTAUGHT * len(ids))
-            rows.append({"input_ids": ids, "labels": [IGNORED] * asked + ids[asked:]})
+            rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * asked + ids[asked:]})
         return rows
 
     def longest(self, length: int | None) -> int:
@@ -149,48 +149,47 @@ class Bench:
 
     def ours(
         self,
-        run: Run,
+        run: RunConfig,
         length: int | None,
         watch: "Stopwatch",
-        lane: Lane | None = None,
+        handle: LockstepHandle | ExclusiveHandle | None = None,
         side: str = "medtune",
         recorded: bool = True,
     ) -> AdapterTrainer:
         """medtune's trainer of a run, alone on a side's base or in a pack."""
         checkpointing = bool(run.trainer.gradient_checkpointing)
-        place: Lane | Alone | None = lane
-        if lane is None and self.on_gpu:
-            place = Alone(self.base(side), checkpointing, self.attention, self.longest(length))
-            place.trunk.records = recorded
-        tuned = adapter.attach(place.view() if place else view(self.base(side)), run.lora, run.seed)
+        if handle is None and self.on_gpu:
+            handle = ExclusiveHandle(self.base(side), checkpointing, self.attention, self.longest(length))
+            handle.trunk.records = recorded
+        tuned = adapter.add_lora(handle.view() if handle else share_weights(self.base(side)), run.lora, run.seed)
         rows = Dataset.from_list(self.rows(length))
         few = rows.select(range(1))
-        checkpointing = place.checkpointing if place else checkpointing
-        tokens, folder = Tokens(rows, few, few, [], []), self.folder / "ours"
+        checkpointing = handle.checkpointing if handle else checkpointing
+        tokens, folder = TokenizedSplits(rows, few, few, [], []), self.folder / "ours"
         trainer = build_trainer(tuned, self.tokenizer, tokens, run, folder, [watch], ONE, checkpointing)
-        if place:
-            trainer.place = place
-            trunk = place.trunk if isinstance(place, Alone) else place.pack.trunk
+        if handle:
+            trainer.handle = handle
+            trunk = handle.trunk if isinstance(handle, ExclusiveHandle) else handle.pack.trunk
             watch.before = lambda: self.record(trunk, length)
         watch.watch(trainer)
         return trainer
 
-    def record(self, trunk: Trunk, length: int | None) -> None:
+    def record(self, trunk: Backbone, length: int | None) -> None:
         """Record every shape that can come, which a long run has behind it after its first minute."""
         if trunk.recordings:
             count, _ = next(iter(trunk.recordings.known))
             for filled in sorted({bucket(len(row["input_ids"])) for row in self.rows(length)}, reverse=True):
                 if (count, filled) not in trunk.recordings.known:
                     began = time.monotonic()
-                    RECORDER.run(partial(trunk.recordings.record, (count, filled)))
+                    CAPTURE_THREAD.run(partial(trunk.recordings.record, (count, filled)))
                     self.recorded.append(time.monotonic() - began)
 
-    def plain(self, run: Run, length: int | None, watch: "Stopwatch") -> SFTTrainer:
+    def plain(self, run: RunConfig, length: int | None, watch: "Stopwatch") -> SFTTrainer:
         """TRL's trainer of the same run; what the run leaves open is as TRL has it."""
         set_seed(run.seed)
         rows, config = self.rows(length), run.trainer
         trainer = plain_trainer(
-            view(self.base("plain")),
+            share_weights(self.base("plain")),
             self.tokenizer,
             {"train": rows, "validation": rows[:1]},
             run.lora.r,

@@ -68,22 +68,22 @@ def prepare_rows(path: Path) -> str:
     import hydra
 
     from medtune.config.groups import CONF, register
-    from medtune.config.schema import Run
-    from medtune.config.validation import typed
-    from medtune.modeling.weights import locate
-    from medtune.training.pipeline import lay_foundation
+    from medtune.config.schema import RunConfig
+    from medtune.config.validation import build_config
+    from medtune.modeling.weights import resolve_weights
+    from medtune.training.pipeline import prepare_inputs
 
     register()
     for overrides in (TINY, SMALL):
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            run = typed(hydra.compose("train", overrides), Run)
-        foundation = lay_foundation(run)
-        foundation.untuned(run)
-        tokens = foundation.tokens
+            run = build_config(hydra.compose("train", overrides), RunConfig)
+        inputs = prepare_inputs(run)
+        inputs.untuned(run)
+        tokens = inputs.tokens
     splits = {name: getattr(tokens, name).select_columns(["input_ids", "labels"]) for name in ("train", "validation")}
     assert len(splits["validation"]) == 40, "the bundled consultations changed: choose data.validation_size anew"
     path.write_text(json.dumps({name: split.to_list() for name, split in splits.items()}), encoding="utf-8")
-    return locate(run.model)
+    return resolve_weights(run.model)
 
 
 def measure(case: Case, out: Path) -> Measurement:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 Changed = tuple[str, int]  # the text after a rule, and how many places the rule changed
-HOLE = "\0"  # stands where a rule took something out, until `close`
+REMOVED = "\0"  # stands where a rule took something out, until `close`
 LONGEST = 250  # characters of a sentence that may be boilerplate: bounds the work of its pattern
 
 END = re.compile(r"[.!?…\n](?:(?<=\n)|(?=\s|\Z)(?!\s?[Cc]om\b))")  # "icliniq. com" goes on
@@ -28,11 +28,11 @@ def mentions(text: str, *words: str) -> bool:
     return False
 
 
-def close(text: str) -> str:
+def close_gaps(text: str) -> str:
     """Text with its holes closed: no comma left at a start, no doubled stop or space, no empty brackets."""
-    if HOLE not in text:
+    if REMOVED not in text:
         return text
-    first, *others = text.split(HOLE)
+    first, *others = text.split(REMOVED)
     kept = [first.rstrip(" ")]
     for part in others:
         part, left = part.strip(" "), kept[-1][-1:]
@@ -49,15 +49,15 @@ def close(text: str) -> str:
     return "".join(kept)
 
 
-def without(text: str, unwanted: Callable[[str], object]) -> Changed:
+def drop_sentences(text: str, unwanted: Callable[[str], object]) -> Changed:
     """Text without its unwanted sentences; `unwanted` sees them in lower case."""
     kept, taken, start, places = [], 0, 0, 0
     for end in [*map(re.Match.end, END.finditer(text)), len(text)]:
         if 2 < end - start < LONGEST and unwanted(text[start:end].strip().lower()):
-            kept += [text[taken:start], HOLE, "\n" if text[end - 1] == "\n" else ""]
+            kept += [text[taken:start], REMOVED, "\n" if text[end - 1] == "\n" else ""]
             taken, places = end, places + 1
         start = end
-    return (close("".join([*kept, text[taken:]])), places) if places else (text, 0)
+    return (close_gaps("".join([*kept, text[taken:]])), places) if places else (text, 0)
 
 
 # Links, and sentences like "for more information consult a urologist online" or "visit this link: …".
@@ -74,19 +74,19 @@ POINTERS = (
     rf"{FURTHER},? (?:please |kindly )?(?:consult|contact|ask|revert(?: back)? to) {DOCTOR} online",
     rf"(?:please )?consult {DOCTOR} online {FURTHER}",
     rf"revert(?: back)?(?: with(?: {WITH}\b)++)?",
-    rf"(?:{FURTHER},? )?(?:please )?{VISIT}(?: {PLACE})*:?(?: ?{HOLE})++(?: {FURTHER})?",
+    rf"(?:{FURTHER},? )?(?:please )?{VISIT}(?: {PLACE})*:?(?: ?{REMOVED})++(?: {FURTHER})?",
 )
-POINTER = re.compile(rf"(?:regarding follow[ -]?up ?: ?)?(?:{'|'.join(POINTERS)})[.!]?(?: ?{HOLE})?")
+POINTER = re.compile(rf"(?:regarding follow[ -]?up ?: ?)?(?:{'|'.join(POINTERS)})[.!]?(?: ?{REMOVED})?")
 WARNING = re.compile(r"\d|\b(?:urgent|immediate|emergency|(?:asap|today|now|not?|if|within)\b)")
 ARROW = re.compile(r"-(?:-{1,8}>)(?:\s?<link\b[^<>]*>|(?=\s*(?:\n|\Z)))|<link\b[^<>]*>", re.I)
-REFERRED = re.compile(rf" (?:back )?to (?:consult )?{DOCTOR} online(?: {FURTHER})?\.?\s?{HOLE}", re.I)
-URL = re.compile(rf"(?:(?<!\w)https?://|(?<![\w/.])www\.)(?=\w)[^\s<>\"{HOLE}]*[^\s<>\".,;:!?)\]'{HOLE}]", re.I)
-LED = re.compile(rf"(?: (?:(?:and|or) )?(?:visit|see|at|on|via|from))? ?[(\[]?{HOLE}[)\]]?", re.I)
+REFERRED = re.compile(rf" (?:back )?to (?:consult )?{DOCTOR} online(?: {FURTHER})?\.?\s?{REMOVED}", re.I)
+URL = re.compile(rf"(?:(?<!\w)https?://|(?<![\w/.])www\.)(?=\w)[^\s<>\"{REMOVED}]*[^\s<>\".,;:!?)\]'{REMOVED}]", re.I)
+LED = re.compile(rf"(?: (?:(?:and|or) )?(?:visit|see|at|on|via|from))? ?[(\[]?{REMOVED}[)\]]?", re.I)
 
 
 def pointer(sentence: str) -> bool:
     """Whether a sentence only points elsewhere, and warns of nothing."""
-    possible = mentions(sentence, "online", "revert", HOLE) and POINTER.fullmatch(sentence)
+    possible = mentions(sentence, "online", "revert", REMOVED) and POINTER.fullmatch(sentence)
     return bool(possible) and not WARNING.search(sentence)
 
 
@@ -94,18 +94,18 @@ def links(text: str, role: str) -> Changed:
     """Text without addresses and arrows to them, and without sentences that only point there."""
     lower = text.lower()
     pointing = role == "assistant" and mentions(lower, "online", "revert")
-    if not pointing and not mentions(lower, HOLE, ">", "http", "www."):
+    if not pointing and not mentions(lower, REMOVED, ">", "http", "www."):
         return text, 0
     arrows = addresses = found = 0
     if mentions(lower, "->", "<link"):
-        text, arrows = ARROW.subn(HOLE, text)
+        text, arrows = ARROW.subn(REMOVED, text)
         if arrows and mentions(lower, " to a ", " to an ", " to consult a"):
-            text = REFERRED.sub(HOLE, text)
+            text = REFERRED.sub(REMOVED, text)
     if mentions(lower, "http", "www."):
-        text, addresses = URL.subn(HOLE, text)
+        text, addresses = URL.subn(REMOVED, text)
     if addresses or pointing or (arrows and role == "assistant"):
-        text, found = without(text, pointer)
-    return close(LED.sub(HOLE, text) if addresses else text), max(arrows + addresses, found)
+        text, found = drop_sentences(text, pointer)
+    return close_gaps(LED.sub(REMOVED, text) if addresses else text), max(arrows + addresses, found)
 
 
 # Politeness: one phrase after another, with nothing in between, makes a sentence of boilerplate.
@@ -180,7 +180,7 @@ def greetings(text: str, role: str) -> Changed:
         if mentions(end.lower(), "thank", "please help"):
             end, closed = PLEA.subn("", end)
         return text[:-LONGEST] + end, bool(opening) + closed
-    text, places = without(text, BOILERPLATE.fullmatch) if POLITE.search("\n" + text.lower()) else (text, 0)
+    text, places = drop_sentences(text, BOILERPLATE.fullmatch) if POLITE.search("\n" + text.lower()) else (text, 0)
     if opening := OPENING.match(text):
         rest = text[opening.end() :]
         text, places = (rest[:1].upper() + rest[1:] if text[0].isupper() else rest), places + 1
@@ -194,9 +194,9 @@ def products(text: str, role: str, brand: re.Pattern[str], sure: re.Pattern[str]
     """Text without sentences that only advertise a brand, and without the names that are surely brands."""
     if not mentions(text.lower(), *hints):
         return text, 0
-    text, sentences = without(text, lambda s: brand.search(s) and BOILERPLATE.fullmatch(brand.sub("us", s)))
-    text, places = sure.subn(HOLE, text)
-    return close(text), sentences + places
+    text, sentences = drop_sentences(text, lambda s: brand.search(s) and BOILERPLATE.fullmatch(brand.sub("us", s)))
+    text, places = sure.subn(REMOVED, text)
+    return close_gaps(text), sentences + places
 
 
 def branded(names: Sequence[str]) -> Callable[[str, str], Changed]:

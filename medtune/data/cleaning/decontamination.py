@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medtune.config.schema import Source
-from medtune.data.hashing import grams_of
-from medtune.data.reading.formats import advice, usual_column
-from medtune.data.reading.normalize import words_of
+from medtune.data.hashing import ngrams
+from medtune.data.reading.formats import find_column, suggest_columns
+from medtune.data.reading.normalize import normalized_words
 from medtune.data.reading.sources import identity, read_rows
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 
 def source_of(name: str) -> Source:
@@ -21,16 +21,16 @@ def source_of(name: str) -> Source:
         return Source(name=name, path=name)
     hub_id, _, revision = name.partition("@")
     if hub_id.count("/") != 1 or "." in Path(hub_id).suffix:
-        raise Refusal(f"data.benchmarks: {name} is no file here, and no hub set (owner/name@commit)")
+        raise UserError(f"data.benchmarks: {name} is no file here, and no hub set (owner/name@commit)")
     return Source(name=name, path=None, hub_id=hub_id, revision=revision or None)
 
 
-def fingerprints(names: Sequence[str]) -> list[str]:
+def ngram_fingerprints(names: Sequence[str]) -> list[str]:
     """A name for the content of each benchmark."""
     return [identity(source_of(name), "data.benchmarks") for name in names]
 
 
-def grams(names: Sequence[str], size: int) -> frozenset[int]:
+def benchmark_ngrams(names: Sequence[str], size: int) -> frozenset[int]:
     """Hashes of every `size` words in a row of the benchmarks' questions.
 
     Raises `Refusal` when a benchmark cannot be read or has no column of questions.
@@ -39,11 +39,11 @@ def grams(names: Sequence[str], size: int) -> frozenset[int]:
     for name in names:
         rows = [row for _, row in read_rows(source_of(name), "data.benchmarks", split=None) if isinstance(row, dict)]
         columns = list(dict.fromkeys(str(column) for row in rows for column in row))
-        column = usual_column("question", columns, rows)
+        column = find_column("question", columns, rows)
         if column is None:
-            there_are = advice(columns, rows, "").partition(":")[0]
-            raise Refusal(f"data.benchmarks: {name} has no column of questions; {there_are}: rename one to question")
+            there_are = suggest_columns(columns, rows, "").partition(":")[0]
+            raise UserError(f"data.benchmarks: {name} has no column of questions; {there_are}: rename one to question")
         for row in rows:
-            found.update(grams_of(words_of(str(row.get(column) or "")), size))
-    found.discard(grams_of([], size)[0])
+            found.update(ngrams(normalized_words(str(row.get(column) or "")), size))
+    found.discard(ngrams([], size)[0])
     return frozenset(found)

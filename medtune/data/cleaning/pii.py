@@ -2,7 +2,7 @@
 
 import re
 
-from medtune.data.cleaning.boilerplate import HOLE, Changed, close, either, mentions
+from medtune.data.cleaning.boilerplate import REMOVED, Changed, close_gaps, either, mentions
 
 MAIL = re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]+(?:\.[\w-]+)*\.[a-zA-Z]{2,}")
 MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}"
@@ -88,7 +88,7 @@ def names(text: str, role: str) -> Changed:
     """Text without signatures, and with "the doctor" for a doctor's name."""
     if not mentions(text, "Dr", "DR.", "egards", "incerely") or not mentions(text.lower(), *SIGNS):
         return text, 0
-    text, places = SIGNED.subn(HOLE, text)
+    text, places = SIGNED.subn(REMOVED, text)
 
     def role_of(found: re.Match[str]) -> str:
         nonlocal places
@@ -104,4 +104,4 @@ def names(text: str, role: str) -> Changed:
             article = "The "
         return f"{found['lead']}{article}doctor{found['trail']}"
 
-    return TITLED.sub(role_of, close(text)), places
+    return TITLED.sub(role_of, close_gaps(text)), places

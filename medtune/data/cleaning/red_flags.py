@@ -52,7 +52,7 @@ def normal(text: str) -> str:
     return _APOSTROPHES.sub("", text.lower())
 
 
-class Table:
+class TriageRules:
     """The rules and word lists of `redflags.yaml`, compiled."""
 
     def __init__(self, content: dict[str, Any]) -> None:
@@ -258,9 +258,11 @@ class Table:
 
 
 @cache
-def table() -> Table:
+def triage_rules() -> TriageRules:
     """The table of this package, read when it is first needed."""
-    return Table(yaml.load(Path(__file__).with_name("redflags.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader))
+    return TriageRules(
+        yaml.load(Path(__file__).with_name("redflags.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+    )
 
 
 def red_flag(question: str) -> str | None:
@@ -269,12 +271,12 @@ def red_flag(question: str) -> str | None:
     `question` is all that the patient wrote. Negated, past and merely asked-about signs do not count.
     """
     text = _STUCK.sub(r"\g<0> ", normal(question))
-    return next((rule.category for rule in table().candidates(text) if holds(rule, text)), None)
+    return next((rule.category for rule in triage_rules().candidates(text) if holds(rule, text)), None)
 
 
 def holds(rule: Rule, text: str) -> bool:
     """Whether a rule's signs are in a normal text, and still, near one another, once some are taken back."""
-    return table().present(text, rule)
+    return triage_rules().present(text, rule)
 
 
 def urges_care(answer: str, category: str) -> bool:
@@ -284,9 +286,9 @@ def urges_care(answer: str, category: str) -> bool:
     hospital if it gets worse" do not count.
     """
     for sentence in _ENDS.split(normal(answer)):
-        if worse := table().conditional.search(sentence):
+        if worse := triage_rules().conditional.search(sentence):
             sentence = sentence[: sentence.rfind(",", 0, worse.start()) + 1]
-        sentence = table().not_urging.sub(" - ", sentence)
-        if table().urges.search(sentence) or (category == "suicide" and table().crisis.search(sentence)):
+        sentence = triage_rules().not_urging.sub(" - ", sentence)
+        if triage_rules().urges.search(sentence) or (category == "suicide" and triage_rules().crisis.search(sentence)):
             return True
     return False

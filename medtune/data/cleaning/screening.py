@@ -19,9 +19,9 @@ from medtune.config.schema import Data, Source
 from medtune.data.cleaning.pii import contacts
 from medtune.data.cleaning.red_flags import red_flag, urges_care
 from medtune.data.cleaning.rules import Cleaner
-from medtune.data.hashing import bands_of, digest, grams_of, pairs_of
-from medtune.data.reading.formats import Layout
-from medtune.data.reading.normalize import Messages, Unusable, answer_of, normalize, question_of, words_of
+from medtune.data.hashing import hash_words, minhash_bands, ngrams, pairs_of
+from medtune.data.reading.formats import RowFormat
+from medtune.data.reading.normalize import Messages, RejectRow, answer_of, normalize, normalized_words, question_of
 from medtune.data.reading.sources import Row
 from medtune.data.store import Reject, batch_of
 
@@ -34,7 +34,7 @@ LONGEST_TITLE = 12  # words
 
 
 @dataclass
-class Screened:
+class ProcessedRows:
     """What came of some rows. The batch and the arrays' first axis run over the conversations kept.
 
     `batch` has the columns of `store.SCHEMA`; `question` and `answer` are 64-bit hashes of the words; `bands` is
@@ -49,15 +49,15 @@ class Screened:
     counts: Counter[str]
 
 
-class Screen:
+class RowProcessor:
     """Normalises, cleans and audits the rows of one source."""
 
-    def __init__(self, data: Data, source: Source, layout: Layout, benchmarks: frozenset[int]) -> None:
+    def __init__(self, data: Data, source: Source, layout: RowFormat, benchmarks: frozenset[int]) -> None:
         self.data, self.source, self.layout, self.benchmarks = data, source, layout, benchmarks
         self.clean = Cleaner(asdict(data.rules), source.product_names)
         self.group_pattern = re.compile(source.group_pattern) if source.group_pattern else None
 
-    def __call__(self, rows: Sequence[Row]) -> Screened:
+    def __call__(self, rows: Sequence[Row]) -> ProcessedRows:
         """Screen some rows; their order stays."""
         kept: list[tuple[int, str, str, str]] = []
         rejects, counts = [], Counter[str]()
@@ -69,10 +69,10 @@ class Screen:
                 messages, changes = self.clean(raw)
                 counts.update(f"changed/{rule}" for rule in changes)
                 asked, answered = question_of(messages), answer_of(messages)
-                question, answer = words_of(asked), words_of(answered)
+                question, answer = normalized_words(asked), normalized_words(answered)
                 self.refuse_row(row, raw, messages, question, answer)
                 self.audit(messages, answered, counts)
-            except Unusable as unusable:
+            except RejectRow as unusable:
                 content = str(row) if isinstance(row, Exception) else row
                 if self.data.rules.contacts:
                     content = without_contacts(content)
@@ -82,11 +82,11 @@ class Screen:
             kept.append((number, self.source_of(row), self.group_of(row, asked), written))
             questions.append(question)
             answers.append(answer)
-        return Screened(
+        return ProcessedRows(
             batch_of(kept),
-            np.array([digest(words) for words in questions], np.uint64),
-            np.array([digest(words) for words in answers], np.uint64),
-            bands_of([pairs_of(words) for words in questions]),
+            np.array([hash_words(words) for words in questions], np.uint64),
+            np.array([hash_words(words) for words in answers], np.uint64),
+            minhash_bands([pairs_of(words) for words in questions]),
             rejects,
             counts,
         )
@@ -97,20 +97,20 @@ class Screen:
         """Apply the row rules. Raises `Unusable` with the rule's name and the reason."""
         rules = self.data.rules
         if any(not m["content"] for m in messages):
-            raise Unusable("with nothing left of a message after cleaning", "empty")
+            raise RejectRow("with nothing left of a message after cleaning", "empty")
         if rules.titles and is_title(raw, question, self.cell(row, "title")):
-            raise Unusable("whose question is only a title", "titles")
+            raise RejectRow("whose question is only a title", "titles")
         if len(question) < rules.min_question_words:
-            raise Unusable(f"whose question has fewer than {rules.min_question_words} words", "short")
+            raise RejectRow(f"whose question has fewer than {rules.min_question_words} words", "short")
         if len(answer) < rules.min_answer_words:
-            raise Unusable(f"whose answer has fewer than {rules.min_answer_words} words", "short")
-        words = sum(len(words_of(m["content"])) for m in messages[3:]) + len(question) + len(answer)
+            raise RejectRow(f"whose answer has fewer than {rules.min_answer_words} words", "short")
+        words = sum(len(normalized_words(m["content"])) for m in messages[3:]) + len(question) + len(answer)
         if rules.max_words is not None and words > rules.max_words:
-            raise Unusable(f"of more than {rules.max_words} words", "long")
+            raise RejectRow(f"of more than {rules.max_words} words", "long")
         if self.benchmarks and not self.benchmarks.isdisjoint(
-            gram for m in messages[1:] for gram in grams_of(words_of(m["content"]), self.data.benchmark_words)
+            gram for m in messages[1:] for gram in ngrams(normalized_words(m["content"]), self.data.benchmark_words)
         ):
-            raise Unusable("that overlap with a benchmark", "benchmarks")
+            raise RejectRow("that overlap with a benchmark", "benchmarks")
 
     def audit(self, messages: Messages, answered: str, counts: Counter[str]) -> None:
         """Look for an emergency that the answer does not treat as one. Raises `Unusable` where such rows go."""
@@ -121,7 +121,7 @@ class Screen:
         if urges_care(answered, category):
             counts[f"urged/{category}"] += 1
         elif self.data.redflag is RedFlag.drop:
-            raise Unusable(f"whose answer does not send an emergency ({category}) to urgent care", "redflag")
+            raise RejectRow(f"whose answer does not send an emergency ({category}) to urgent care", "redflag")
 
     def source_of(self, row: dict[str, Any]) -> str:
         """The source's name, with what the row itself says about where it comes from."""
@@ -132,7 +132,7 @@ class Screen:
         """The group that a row names, by its column or in its question; empty if it names none."""
         named = self.cell(row, "group")
         if named is None and self.group_pattern and (found := self.group_pattern.search(question)):
-            named = " ".join(words_of(found[1] or ""))
+            named = " ".join(normalized_words(found[1] or ""))
         return "" if named is None or named == "" else f"{self.source.name} {named}"
 
     def cell(self, row: dict[str, Any], part: str) -> Any:
@@ -153,6 +153,6 @@ def without_contacts(content: Any) -> Any:
 def is_title(raw: Messages, question: list[str], title: Any) -> bool:
     """Whether all that a patient says is a headline: the row's own, or a few words without a verb or question mark."""
     asked = question_of(raw)
-    if isinstance(title, str) and words_of(title.removeprefix("Q.")) == question:
+    if isinstance(title, str) and normalized_words(title.removeprefix("Q.")) == question:
         return "?" not in title
     return len(question) <= LONGEST_TITLE and not SENTENCE.search(asked) and not re.search(r"[.!,;]\s|\d", asked)

@@ -9,7 +9,7 @@ from typing import Any
 from medtune.config.enums import Format
 from medtune.config.schema import Source
 from medtune.data.reading.sources import Row
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 # Names under which the public sets have their columns, in lower case; the first that a row has is taken.
 USUAL = {
@@ -27,7 +27,7 @@ SPEAKER = re.compile(r"^\s*(patient|doctor)\s*:", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowFormat:
     """Format of the rows, and which column holds what; `instruction` is the one that all Alpaca rows share.
 
     Formats: a list of {role, content} (messages) or of {from, value} (ShareGPT,
@@ -46,7 +46,7 @@ class Layout:
         return f"{self.format.name} ({named})"
 
 
-def layout_of(first: Sequence[Row], source: Source, place: str) -> Layout:
+def detect_format(first: Sequence[Row], source: Source, place: str) -> RowFormat:
     """Recognise how rows hold conversations, or check the format and columns that the configuration names.
 
     `first`: rows from the beginning; `place`: the source's dotted key. Raises `Refusal`, listing the columns there are
@@ -55,27 +55,29 @@ def layout_of(first: Sequence[Row], source: Source, place: str) -> Layout:
     rows = [row for _, row in first if isinstance(row, dict)]
     found = list(dict.fromkeys(str(name) for row in rows for name in row))
     if not found:
-        return Layout(Format.messages, {"messages": "messages"})  # every row is rejected for what it is
+        return RowFormat(Format.messages, {"messages": "messages"})  # every row is rejected for what it is
     named = {part: column for part, column in asdict(source.columns).items() if column}
     for part, column in named.items():
         if column not in found:
-            raise Refusal(f"{place}.columns.{part}={column}: there is no such column; {advice(found, rows, place)}")
-    usual = {part: column for part in USUAL if (column := usual_column(part, found, rows))}
+            raise UserError(
+                f"{place}.columns.{part}={column}: there is no such column; {suggest_columns(found, rows, place)}"
+            )
+    usual = {part: column for part in USUAL if (column := find_column(part, found, rows))}
     texts = text_columns(source.format, named, usual)
     if not texts:
-        raise Refusal(
-            f"{place}: neither messages nor question and answer were recognised; {advice(found, rows, place)}"
+        raise UserError(
+            f"{place}: neither messages nor question and answer were recognised; {suggest_columns(found, rows, place)}"
         )
     parts = ("group", "source") if "messages" in texts else ("title", "group", "source")
     columns = texts | {part: (usual | named)[part] for part in parts if part in usual | named}
     chosen = format_of(texts, rows, found) if source.format is Format.auto else source.format
     if chosen is not Format.alpaca:
-        return Layout(chosen, columns)
+        return RowFormat(chosen, columns)
     if "instruction" not in found:
-        raise Refusal(f"{place}.format=alpaca: there is no column instruction; {advice(found, rows, place)}")
+        raise UserError(f"{place}.format=alpaca: there is no column instruction; {suggest_columns(found, rows, place)}")
     instructions = {str(row.get("instruction")) for row in rows}
     shared = instructions.pop() if len(instructions) == 1 and len(rows) > 1 and columns["question"] == "input" else None
-    return Layout(chosen, columns | {"instruction": "instruction"}, shared)
+    return RowFormat(chosen, columns | {"instruction": "instruction"}, shared)
 
 
 def text_columns(form: Format, named: dict[str, str], usual: dict[str, str]) -> dict[str, str]:
@@ -103,7 +105,7 @@ def format_of(texts: dict[str, str], rows: Sequence[dict], found: Sequence[str])
     return Format.prompt_completion if {"prompt", "completion"} <= set(found) else Format.question_answer
 
 
-def usual_column(part: str, found: Sequence[str], rows: Sequence[dict]) -> str | None:
+def find_column(part: str, found: Sequence[str], rows: Sequence[dict]) -> str | None:
     """The column that has one of a part's usual names, and the kind of value that goes with it."""
     lower = {name.strip().lower(): name for name in reversed(found)}
     columns = [lower[name] for name in USUAL[part] if name in lower]
@@ -138,7 +140,7 @@ def parsed(value: Any) -> Any:
     return value
 
 
-def advice(found: Sequence[str], rows: Sequence[dict], place: str) -> str:
+def suggest_columns(found: Sequence[str], rows: Sequence[dict], place: str) -> str:
     """The columns of a source with the kind of value in each, and the mapping that would probably work."""
     shown = []
     lengths = {}

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from medtune.config.enums import Format
-from medtune.data.reading.formats import SPEAKER, Layout, kind_of, parsed
+from medtune.data.reading.formats import SPEAKER, RowFormat, kind_of, parsed
 
 ROLES = {
     "system": "system",
@@ -20,7 +20,7 @@ ENOUGH_WORDS = 8  # a first message below it ("Hi doctor") does not tell one pat
 Messages = list[dict[str, str]]
 
 
-class Unusable(Exception):
+class RejectRow(Exception):
     """Why a row is left out, worded to follow '3 rows …', and by which rule."""
 
     def __init__(self, reason: str, rule: str = "unusable") -> None:
@@ -28,21 +28,23 @@ class Unusable(Exception):
         self.rule = rule
 
 
-def normalize(row: Any, layout: Layout, system_prompt: str) -> Messages:
+def normalize(row: Any, layout: RowFormat, system_prompt: str) -> Messages:
     """Messages {role, content} of a row: system, then user and assistant in turn, the assistant last.
 
     Contents are stripped. The system message is always explicit, because some chat templates slip in one of their own
     where it is missing. Raises `Unusable`.
     """
     if not isinstance(row, dict):
-        raise Unusable("that cannot be parsed" if isinstance(row, Exception) else "that are no {column: value} objects")
-    messages = checked(raw_messages(row, layout))
+        raise RejectRow(
+            "that cannot be parsed" if isinstance(row, Exception) else "that are no {column: value} objects"
+        )
+    messages = validate_messages(raw_messages(row, layout))
     if messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system_prompt.strip()})
     return messages
 
 
-def raw_messages(row: dict[str, Any], layout: Layout) -> Any:
+def raw_messages(row: dict[str, Any], layout: RowFormat) -> Any:
     """What a row says, as a list of {role, content} with the row's own contents."""
     columns = layout.columns
     if "messages" in columns:
@@ -59,7 +61,7 @@ def raw_messages(row: dict[str, Any], layout: Layout) -> Any:
     if layout.format is Format.alpaca:
         instruction = text_or_list(row, columns["instruction"])
         if isinstance(instruction, list):
-            raise Unusable(f"with a list in the column {columns['instruction']}, where text belongs")
+            raise RejectRow(f"with a list in the column {columns['instruction']}, where text belongs")
         if instruction != layout.instruction and columns["question"] != columns["instruction"]:
             question = f"{instruction or ''}\n\n{question or ''}".strip()
     elif not question and "title" in columns:
@@ -77,7 +79,7 @@ def text_or_list(row: dict[str, Any], column: str) -> Any:
     ):
         return None
     if not isinstance(value, str | list):
-        raise Unusable(f"with {kind_of(value)} in the column {column}, where text belongs")
+        raise RejectRow(f"with {kind_of(value)} in the column {column}, where text belongs")
     return value
 
 
@@ -86,7 +88,7 @@ def dialogue(value: Any) -> Messages:
     if isinstance(value, list):
         value = "\n".join(map(str, value))
     if not isinstance(value, str) or not SPEAKER.search(value):
-        raise Unusable("without turns that begin with 'patient:' or 'doctor:'")
+        raise RejectRow("without turns that begin with 'patient:' or 'doctor:'")
     pieces = SPEAKER.split(value)[1:]  # speaker, words, speaker, words, …
     messages: Messages = []
     for speaker, words in zip(pieces[::2], pieces[1::2], strict=True):
@@ -98,34 +100,34 @@ def dialogue(value: Any) -> Messages:
     return messages
 
 
-def checked(messages: Any) -> Messages:
+def validate_messages(messages: Any) -> Messages:
     """The messages with standard roles and stripped contents; what a patient says after the last answer is left out.
 
     Raises `Unusable`.
     """
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise Unusable("whose messages are no list of {role, content}")
+        raise RejectRow("whose messages are no list of {role, content}")
     messages = [m | {"role": str(m.get("role")).lower()} for m in messages]
     unknown = sorted({m["role"] for m in messages} - ROLES.keys())
     if unknown:  # cut short: where role and content are swapped, it is what a patient wrote
-        raise Unusable(f"with the unknown role {unknown[0][:12]!r} (known: {', '.join(ROLES)})")
+        raise RejectRow(f"with the unknown role {unknown[0][:12]!r} (known: {', '.join(ROLES)})")
     for m in messages:
         if m.get("content") is not None and not isinstance(m["content"], str):
-            raise Unusable(f"whose {m['role']} message is not text but {kind_of(m['content'])}")
+            raise RejectRow(f"whose {m['role']} message is not text but {kind_of(m['content'])}")
     clean = [{"role": ROLES[m["role"]], "content": (m.get("content") or "").strip()} for m in messages]
     if any(not m["content"].isascii() and broken(m["content"]) for m in clean):
-        raise Unusable("with broken characters (half of a surrogate pair)")
+        raise RejectRow("with broken characters (half of a surrogate pair)")
     if clean and clean[-1]["role"] == "user":
         del clean[-1]
     turns = clean[1:] if clean and clean[0]["role"] == "system" else clean
     if not turns or not turns[-1]["content"]:
-        raise Unusable("without an answer")
+        raise RejectRow("without an answer")
     if [m["role"] for m in turns] != ["user", "assistant"] * (len(turns) // 2):
-        raise Unusable("whose roles do not alternate user, assistant")
+        raise RejectRow("whose roles do not alternate user, assistant")
     if not all(m["content"] for m in turns if m["role"] == "user"):
-        raise Unusable("without a question")
+        raise RejectRow("without a question")
     if not all(m["content"] for m in clean):
-        raise Unusable("with an empty message")
+        raise RejectRow("with an empty message")
     return clean
 
 
@@ -154,6 +156,6 @@ def answer_of(messages: Messages) -> str:
     return "\n".join(message["content"] for message in messages if message["role"] == "assistant")
 
 
-def words_of(text: str) -> list[str]:
+def normalized_words(text: str) -> list[str]:
     """Words in lower case without punctuation: what two texts must share to be the same."""
     return (ASCII_WORD if text.isascii() else WORD).findall(text.lower())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medtune.config.schema import BUNDLED, Source
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 Row = tuple[int, Any]  # number of the row, from 1 (of the line, in JSON lines), and what stands in it
 
@@ -34,7 +34,7 @@ def identity(source: Source, place: str) -> str:
         with file_of(source).open("rb") as content:
             return file_of(source).suffix.lower() + hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
-        raise Refusal(f"{source.path}: {error.strerror or error}") from None
+        raise UserError(f"{source.path}: {error.strerror or error}") from None
 
 
 def read_rows(source: Source, place: str, split: str | None = "train") -> Iterator[Row]:
@@ -50,15 +50,15 @@ def read_rows(source: Source, place: str, split: str | None = "train") -> Iterat
     readers = {".json": read_json, ".jsonl": read_jsonl, ".csv": read_csv, ".tsv": read_csv, ".parquet": read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise Refusal(f"{path}: cannot read {path.suffix or 'this file'}; it must end in {', '.join(readers)}")
+        raise UserError(f"{path}: cannot read {path.suffix or 'this file'}; it must end in {', '.join(readers)}")
     try:
         if path.stat().st_size == 0:
-            raise Refusal(f"{path}: the file is empty")
+            raise UserError(f"{path}: the file is empty")
         yield from reader(path)
     except OSError as error:
-        raise Refusal(f"{path}: {error.strerror or error}") from None
+        raise UserError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise Refusal(f"{path}: {in_other_encoding(path, error)}") from None
+        raise UserError(f"{path}: {in_other_encoding(path, error)}") from None
 
 
 def expected_rows(source: Source, first: Sequence[Row]) -> int | None:
@@ -90,7 +90,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if (number == 1 and line.strip() in ("[", "[{")) or line.startswith("[{"):
-                raise Refusal(f"{path}: one JSON list, not a row a line: rename it to .json")
+                raise UserError(f"{path}: one JSON list, not a row a line: rename it to .json")
             if line.strip():
                 try:
                     yield number, json.loads(line)
@@ -103,7 +103,7 @@ def read_json(path: Path) -> Iterator[Row]:
     decoder = json.JSONDecoder()
     place = skip_space(text, 0)
     if text[place : place + 1] != "[":
-        raise Refusal(
+        raise UserError(
             f"{path}: the file must hold a list of rows, as [{{…}}, {{…}}]; with a row a line its name ends in .jsonl"
         )
     place = skip_space(text, place + 1)
@@ -114,16 +114,16 @@ def read_json(path: Path) -> Iterator[Row]:
         try:
             row, place = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:
-            raise Refusal(f"{path}: broken JSON in line {error.lineno} (row {number}): {error.msg}") from None
+            raise UserError(f"{path}: broken JSON in line {error.lineno} (row {number}): {error.msg}") from None
         except (ValueError, RecursionError) as error:
-            raise Refusal(f"{path}: broken JSON in row {number}: {error}") from None
+            raise UserError(f"{path}: broken JSON in row {number}: {error}") from None
         yield number, row
         place = skip_space(text, place)
         if text[place : place + 1] == ",":
             place = skip_space(text, place + 1)
         elif text[place : place + 1] != "]":
             line = text.count("\n", 0, place) + 1
-            raise Refusal(
+            raise UserError(
                 f"{path}: broken JSON in line {line}: after row {number} a comma or the end of the list is due"
             )
 
@@ -151,7 +151,7 @@ def read_csv(path: Path) -> Iterator[Row]:
                 else:
                     yield number, dict(zip(columns, cells, strict=False))
         except csv.Error as error:
-            raise Refusal(f"{path}: broken CSV near line {rows.line_num}: {error}") from None
+            raise UserError(f"{path}: broken CSV near line {rows.line_num}: {error}") from None
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
@@ -165,7 +165,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
                 number += 1
                 yield number, row
     except ArrowInvalid as error:
-        raise Refusal(f"{path}: not a Parquet file ({error})") from None
+        raise UserError(f"{path}: not a Parquet file ({error})") from None
 
 
 def read_hub(source: Source, place: str, split: str | None) -> Iterator[Row]:
@@ -192,7 +192,7 @@ def hub_set(source: Source, place: str, split: str | None = "train") -> Any:
     except Exception as error:  # of datasets, of the hub's client, or of whichever HTTP library that uses
         known = f"cached here: {', '.join(here)}" if here else "no data set is cached here"
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise Refusal(
+        raise UserError(
             f"{location(source)} cannot be had from the Hugging Face Hub ({reason}); {known}; "
             f"download its file elsewhere and name it with {place}.path=FILE"
         ) from error

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from medtune.data.hashing import similarity
+from medtune.data.hashing import jaccard
 
 ALIKE = 0.8  # two questions that are this similar must not be in different splits, whatever is dropped
 NEAREST = 10  # earlier members of a band that a row is paired with: templated sets have bands of thousands
@@ -45,10 +45,10 @@ def encoded(later: np.ndarray, earlier: np.ndarray, rows: int) -> np.ndarray:
     return later[apart].astype(np.int64) * rows + earlier[apart]
 
 
-def near(bands: np.ndarray, rows: np.ndarray, question: Callable[[int], str]) -> dict[int, list[int]]:
+def near_duplicates(bands: np.ndarray, rows: np.ndarray, question: Callable[[int], str]) -> dict[int, list[int]]:
     """For each of `rows` the earlier ones whose question is at least ALIKE, by the questions' own words."""
     found: dict[int, list[int]] = {}
     for later, earlier in candidates(bands, rows).tolist():
-        if similarity(question(later), question(earlier)) >= ALIKE:
+        if jaccard(question(later), question(earlier)) >= ALIKE:
             found.setdefault(later, []).append(earlier)
     return found

@@ -6,18 +6,18 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from medtune.data.hashing import digest
-from medtune.data.reading.normalize import Messages, question_of, words_of
-from medtune.data.store import Rows
-from medtune.runtime.errors import Refusal
+from medtune.data.hashing import hash_words
+from medtune.data.reading.normalize import Messages, normalized_words, question_of
+from medtune.data.store import ConversationTable
+from medtune.runtime.errors import UserError
 
 
 def question_key(messages: Messages) -> int:
     """A conversation's question by its words alone, as a number of 64 bits."""
-    return digest(words_of(question_of(messages)))
+    return hash_words(normalized_words(question_of(messages)))
 
 
-def write_questions(seen: Iterable[Rows], path: Path) -> None:
+def write_questions(seen: Iterable[ConversationTable], path: Path) -> None:
     """Write the key of each conversation's question."""
     keys = pa.array([question_key(row.messages) for rows in seen for row in rows], pa.uint64())
     parquet.write_table(pa.table({"question": keys}), path)
@@ -28,4 +28,4 @@ def read_questions(path: Path) -> frozenset[int]:
     try:
         return frozenset(parquet.read_table(path)["question"].to_pylist())
     except (OSError, pa.ArrowException, KeyError):
-        raise Refusal(f"{path} is missing or damaged: without it nobody knows what was trained on") from None
+        raise UserError(f"{path} is missing or damaged: without it nobody knows what was trained on") from None

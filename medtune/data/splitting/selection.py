@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from medtune.config.schema import Data, Source
-from medtune.data.hashing import similarity
-from medtune.data.splitting.duplicates import ALIKE, CHECKED, NEAREST, candidates, near
-from medtune.data.splitting.split import TRAIN, Splitter, share
+from medtune.data.hashing import jaccard
+from medtune.data.splitting.duplicates import ALIKE, CHECKED, NEAREST, candidates, near_duplicates
+from medtune.data.splitting.split import TRAIN, Splitter, hash_fraction
 
 
 @dataclass
-class Keys:
+class RowKeys:
     """What rows are compared by; all run over the screened rows. `names` are those of the configured sources.
 
     `groups` is empty where a row names none.
@@ -38,14 +38,16 @@ class Selection:
     groups: list[str]
 
 
-def select(keys: Keys, data: Data, texts: Callable[[int], tuple[str, str]], number: Callable[[int], str]) -> Selection:
+def select(
+    keys: RowKeys, data: Data, texts: Callable[[int], tuple[str, str]], number: Callable[[int], str]
+) -> Selection:
     """Decide over every row.
 
     `texts(i)` gives question and answer of row i, `number(i)` its name for the user.
     """
     rules, rows = data.rules, len(keys.question)
     first = np.unique(keys.question, return_index=True)[1]
-    alike = near(keys.bands, np.sort(first), lambda i: texts(i)[0])
+    alike = near_duplicates(keys.bands, np.sort(first), lambda i: texts(i)[0])
     splitter = Splitter(data.validation_size, data.test_size, keys.names)
     selection = Selection(np.full(rows, TRAIN, np.int8), {}, list(keys.groups))
     kept: dict[int, list[int]] = {}  # rows taken so far, by question
@@ -60,7 +62,7 @@ def select(keys: Keys, data: Data, texts: Callable[[int], tuple[str, str]], numb
         relatives = [kept[q][0] for q in map(int, keys.question[alike.get(opening[question], [])]) if q in kept]
         if rules.near_duplicates is not None:
             for other in [*same[-NEAREST:], *relatives]:
-                if similarity(texts(row)[1], texts(other)[1]) >= rules.near_duplicates:
+                if jaccard(texts(row)[1], texts(other)[1]) >= rules.near_duplicates:
                     return "near_duplicates", f"that nearly repeats {number(other)}"
         if rules.answers_per_question is not None and len(same) >= rules.answers_per_question:
             return "answers_per_question", f"that answers the question of {number(same[0])} once more"
@@ -87,12 +89,12 @@ def select(keys: Keys, data: Data, texts: Callable[[int], tuple[str, str]], numb
         pairs[question, answer] = row
         kept.setdefault(question, []).append(row)
         answers[answer] += 1
-    part_leaks(selection, keys, texts, number)
+    drop_cross_split_duplicates(selection, keys, texts, number)
     return selection
 
 
-def part_leaks(
-    selection: Selection, keys: Keys, texts: Callable[[int], tuple[str, str]], number: Callable[[int], str]
+def drop_cross_split_duplicates(
+    selection: Selection, keys: RowKeys, texts: Callable[[int], tuple[str, str]], number: Callable[[int], str]
 ) -> None:
     """Leave out later rows that ask nearly what a row of another split asks, where a band was too full to see it."""
     found = True
@@ -103,23 +105,26 @@ def part_leaks(
         found = False
         for later, earlier in pairs.tolist():
             apart = later not in selection.left_out and earlier not in selection.left_out
-            if apart and similarity(texts(later)[0], texts(earlier)[0]) >= ALIKE:
+            if apart and jaccard(texts(later)[0], texts(earlier)[0]) >= ALIKE:
                 reason = f"that asks what {number(earlier)} asks, which is in another split"
                 selection.left_out[later], found = ("leaks", reason), True
 
 
-def thin_out(selection: Selection, names: Sequence[str], sources: Sequence[Source]) -> None:
+def apply_caps_and_weights(selection: Selection, names: Sequence[str], sources: Sequence[Source]) -> None:
     """Apply caps and weights below 1: groups with the smallest hashes stay, so that a smaller share is in a larger.
 
     A weight thins the training split only: held-out conversations compare from mixture to mixture.
     """
     for source in sources:
         rows = [i for i, name in enumerate(names) if name == source.name and i not in selection.left_out]
-        order = sorted(rows, key=lambda i: share(f"{source.name} {selection.groups[i]}"))
+        order = sorted(rows, key=lambda i: hash_fraction(f"{source.name} {selection.groups[i]}"))
         if source.max_conversations is not None:
             for row in order[source.max_conversations :]:
                 selection.left_out[row] = ("max_conversations", f"beyond {source.max_conversations} of {source.name}")
         if source.weight < 1:
             for row in order[: source.max_conversations]:
-                if selection.splits[row] == TRAIN and share(f"{source.name} {selection.groups[row]}") >= source.weight:
+                if (
+                    selection.splits[row] == TRAIN
+                    and hash_fraction(f"{source.name} {selection.groups[row]}") >= source.weight
+                ):
                     selection.left_out[row] = ("weight", f"beyond a weight of {source.weight:g} of {source.name}")

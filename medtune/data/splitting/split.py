@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medtune.data.hashing import similarity
+from medtune.data.hashing import jaccard
 from medtune.data.splitting.duplicates import ALIKE, CHECKED, candidates
 
 TRAIN, VALIDATION, TEST = range(3)
@@ -50,7 +50,7 @@ class Splitter:
         return (split, source) in self.quotas and self.filled[split, source] >= self.quotas[split, source]
 
     def decide(self, group: str, source: str) -> int:
-        place, start = share(group), 0.0
+        place, start = hash_fraction(group), 0.0
         for split, size in self.sizes.items():
             width = size if size < 1 else RESERVED
             if start <= place < start + width:
@@ -59,7 +59,7 @@ class Splitter:
         return TRAIN
 
 
-def share(name: str) -> float:
+def hash_fraction(name: str) -> float:
     """A number from 0 to 1 that depends on the name alone."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
@@ -105,7 +105,7 @@ def leakage(
     pairs = candidates(bands, np.arange(len(splits)), CHECKED)
     pairs = pairs[(splits[pairs[:, 0]] != splits[pairs[:, 1]]) & (question[pairs[:, 0]] != question[pairs[:, 1]])]
     across = [(a, b) if splits[a] > splits[b] else (b, a) for a, b in pairs.tolist()]
-    alike = [(a, b) for a, b in across if similarity(text(a), text(b)) >= ALIKE]
+    alike = [(a, b) for a, b in across if jaccard(text(a), text(b)) >= ALIKE]
     near = {a for a, _ in alike if not exact[a]}
     at_random = (np.random.default_rng(0).random(len(splits)) < size).astype(np.int8)
     drawn = max(int(at_random.sum()), 1)

@@ -1,7 +1,7 @@
-"""Messages -> token ids, and which of them are taught.
+"""Messages -> token ids, and which of them are target tokens.
 
 The chat template is rendered around placeholders; its own pieces are encoded with control tokens, the contents without.
-A control token typed into a message therefore stays text, in training as in chat, and the taught tokens are known
+A control token typed into a message therefore stays text, in training as in chat, and the target tokens are known
 exactly: each answer and the end-of-turn token that follows it. On stripped text the result equals
 `tokenizer.apply_chat_template` where no control token is typed, and Meta's reference `ChatFormat` even where one is.
 """
@@ -15,7 +15,7 @@ from itertools import islice
 from transformers import PreTrainedTokenizerBase
 
 from medtune.data.store import Conversation
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 # Private-use characters: no template writes them, and contents never pass through the template.
 PLACEHOLDER = "\ue000{}\ue001"
@@ -30,7 +30,7 @@ class Encoded:
     """Token ids of a conversation, and for each of them whether the loss is taken on it."""
 
     input_ids: list[int]
-    taught: list[bool]
+    loss_mask: list[bool]
 
 
 def encode(
@@ -43,33 +43,33 @@ def encode(
     token after an answer.
     """
     roles = tuple(message["role"] for message in messages)
-    return assemble(tokenizer, roles, contents_of(tokenizer, messages), add_generation_prompt)
+    return render_ids(tokenizer, roles, encode_contents(tokenizer, messages), add_generation_prompt)
 
 
-def contents_of(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[list[int]]:
+def encode_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[list[int]]:
     """Token ids of each message's content; control tokens typed in it stay text."""
     texts = [message["content"] for message in messages]
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def assemble(
+def render_ids(
     tokenizer: PreTrainedTokenizerBase,
     roles: tuple[str, ...],
     contents: Sequence[list[int]],
     add_generation_prompt: bool = False,
 ) -> Encoded:
     """Put the template's own tokens around the contents of messages with these roles."""
-    frame = frame_of(tokenizer, str(tokenizer.chat_template), roles, add_generation_prompt)
-    ids, taught = list(frame[0]), [False] * len(frame[0])
+    frame = template_pieces(tokenizer, str(tokenizer.chat_template), roles, add_generation_prompt)
+    ids, loss_mask = list(frame[0]), [False] * len(frame[0])
     for role, content, piece in zip(roles, contents, frame[1:], strict=True):
         answer = role == "assistant"
         ids += [*content, *piece]
-        taught += [answer] * len(content) + [answer and place == 0 for place in range(len(piece))]
-    return Encoded(ids, taught)
+        loss_mask += [answer] * len(content) + [answer and place == 0 for place in range(len(piece))]
+    return Encoded(ids, loss_mask)
 
 
 @lru_cache(maxsize=256)
-def frame_of(
+def template_pieces(
     tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...], add_generation_prompt: bool
 ) -> list[list[int]]:
     """The template's own token ids before, between and after the contents of messages with these roles.
@@ -82,22 +82,22 @@ def frame_of(
     )
     pieces = PLACEHOLDERS.split(str(rendered))  # template, index, template, index, …, template
     if [int(i) for i in pieces[1::2]] != list(range(len(roles))):
-        raise Refusal("the model's chat template does not show every message once, in order: use another base model")
+        raise UserError("the model's chat template does not show every message once, in order: use another base model")
     frame = [tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else [] for piece in pieces[::2]]
     control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     for role, piece in zip(roles, frame[1:], strict=True):
         if role == "assistant" and (not piece or piece[0] not in control):
-            raise Refusal("the model's chat template has no end-of-turn token after an answer")
+            raise UserError("the model's chat template has no end-of-turn token after an answer")
     return frame
 
 
-def shortened(messages: Sequence[dict[str, str]], dropped: int) -> list[dict[str, str]]:
+def drop_first_turns(messages: Sequence[dict[str, str]], dropped: int) -> list[dict[str, str]]:
     """A conversation without its earliest `dropped` messages; the system message stays."""
     return [*messages[:1], *messages[1 + dropped :]]
 
 
 @dataclass
-class Fitted:
+class Truncated:
     """A conversation as token ids, or None where its last answer does not fit.
 
     `dropped`: earliest messages left out; `length`: in tokens, before that.
@@ -111,10 +111,12 @@ class Fitted:
     @property
     def messages(self) -> list[dict[str, str]]:
         """The messages that the tokens stand for."""
-        return shortened(self.conversation.messages, self.dropped)
+        return drop_first_turns(self.conversation.messages, self.dropped)
 
 
-def fit(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation], max_length: int) -> Iterator[Fitted]:
+def truncate_to_fit(
+    tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation], max_length: int
+) -> Iterator[Truncated]:
     """Encode conversations in `max_length` tokens by leaving out their earliest exchanges.
 
     An answer is never cut: where the last question and its answer do not fit, there are no tokens.
@@ -122,17 +124,17 @@ def fit(tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation
     waiting = iter(conversations)
     while batch := list(islice(waiting, BATCH)):
         # One call for all texts of a batch: a call costs as much as fifty words.
-        contents = iter(contents_of(tokenizer, [m for c in batch for m in c.messages]))
+        contents = iter(encode_contents(tokenizer, [m for c in batch for m in c.messages]))
         for conversation in batch:
             own = list(islice(contents, len(conversation.messages)))
             roles = tuple(m["role"] for m in conversation.messages)
             length = 0
             for dropped in range(0, len(roles) - 1, 2):
                 kept = slice(1 + dropped, None)
-                encoded = assemble(tokenizer, roles[:1] + roles[kept], own[:1] + own[kept])
+                encoded = render_ids(tokenizer, roles[:1] + roles[kept], own[:1] + own[kept])
                 length = length or len(encoded.input_ids)
                 if len(encoded.input_ids) <= max_length:
-                    yield Fitted(conversation, encoded, dropped, length)
+                    yield Truncated(conversation, encoded, dropped, length)
                     break
             else:
-                yield Fitted(conversation, None, len(roles) - 1, length)
+                yield Truncated(conversation, None, len(roles) - 1, length)

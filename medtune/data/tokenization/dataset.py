@@ -17,16 +17,16 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from medtune.data.prepared import Conversations
-from medtune.data.store import SPLITS, Reject, Rows, Writer, batch_of, table, write_rejects
+from medtune.data.prepared import PreparedData
+from medtune.data.store import SPLITS, ConversationTable, Reject, Writer, batch_of, table, write_rejects
 from medtune.data.tokenization import chat_template as conversation
-from medtune.runtime.cache import cached
-from medtune.runtime.errors import Refusal
-from medtune.runtime.progress import bars
+from medtune.runtime.cache import cached_folder
+from medtune.runtime.errors import UserError
+from medtune.runtime.progress import show_bars
 
 log = logging.getLogger(__name__)
 
-IGNORED = -100  # torch.nn.CrossEntropyLoss's ignore_index: not taught
+IGNORE_INDEX = -100  # torch.nn.CrossEntropyLoss's ignore_index: not taught
 SCHEMA = pa.schema(
     {
         "place": pa.int64(),
@@ -40,7 +40,7 @@ MANY = 5000  # conversations from which the tokenizer's threads are worth their 
 
 
 @dataclass
-class Tokens:
+class TokenizedSplits:
     """Token ids of the splits, and the conversations that are too long.
 
     Each set has the columns input_ids and labels that SFTTrainer takes as they are, `place` (which conversation of the
@@ -66,48 +66,54 @@ class Tokens:
             log.warning("data: %s %s; see rejects.jsonl", len(self.too_long), self.too_long[0].reason)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: Conversations, max_length: int) -> Tokens:
+def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: PreparedData, max_length: int) -> TokenizedSplits:
     """Encode every split in at most `max_length` tokens; the second time from the cache.
 
     Raises `Refusal` if nothing of the training or validation split fits.
     """
-    name = fingerprint(tokenizer, conversations.fingerprint, max_length)
+    name = cache_key(tokenizer, conversations.fingerprint, max_length)
 
     def make(folder: Path) -> None:
         too_long: list[tuple[Reject, int]] = []
         for split in SPLITS:
-            rows: Rows = getattr(conversations, split)
+            rows: ConversationTable = getattr(conversations, split)
             too_long += write(tokenizer, rows, max_length, folder / f"{split}.arrow")
         (folder / "too_long.json").write_text(
             json.dumps([[asdict(reject), length] for reject, length in too_long]), encoding="ascii"
         )
 
-    folder = cached(f"tokens-{name[:16]}", make)
+    folder = cached_folder(f"tokens-{name[:16]}", make)
     train, validation, test = (Dataset(table(folder / f"{split}.arrow")) for split in SPLITS)
     if not len(train) or not len(validation):
-        raise Refusal(
+        raise UserError(
             f"no {'training' if not len(train) else 'validation'} conversation fits in trainer.max_length={max_length} "
             "tokens: raise it, or shorten data.system_prompt"
         )
     too_long = json.loads((folder / "too_long.json").read_text(encoding="ascii"))
-    return Tokens(train, validation, test, [Reject(**row) for row, _ in too_long], [length for _, length in too_long])
+    return TokenizedSplits(
+        train, validation, test, [Reject(**row) for row, _ in too_long], [length for _, length in too_long]
+    )
 
 
-def write(tokenizer: PreTrainedTokenizerBase, rows: Rows, max_length: int, path: Path) -> list[tuple[Reject, int]]:
+def write(
+    tokenizer: PreTrainedTokenizerBase, rows: ConversationTable, max_length: int, path: Path
+) -> list[tuple[Reject, int]]:
     """Write the token ids of one split. Returns the conversations that do not fit, with their lengths in tokens."""
     too_long = []
     reason = f"whose answer does not fit in trainer.max_length={max_length} tokens"
     many = len(rows) >= MANY
     with Writer(path, SCHEMA) as writer, threads(many):
-        bar = tqdm(rows, f"tokenize {path.stem}", unit=" rows", disable=not many or not bars())
+        bar = tqdm(rows, f"tokenize {path.stem}", unit=" rows", disable=not many or not show_bars())
         batch: list[tuple[Any, ...]] = []
-        for place, fitted in enumerate(conversation.fit(tokenizer, bar, max_length)):
+        for place, fitted in enumerate(conversation.truncate_to_fit(tokenizer, bar, max_length)):
             encoded, source = fitted.encoded, fitted.conversation
             if encoded is None:
                 reject = Reject(source.row, source.source, "max_length", reason, source.messages)
                 too_long.append((reject, fitted.length))
                 continue
-            labels = [i if taught else IGNORED for i, taught in zip(encoded.input_ids, encoded.taught, strict=True)]
+            labels = [
+                i if taught else IGNORE_INDEX for i, taught in zip(encoded.input_ids, encoded.loss_mask, strict=True)
+            ]
             batch.append((place, fitted.dropped, fitted.length, encoded.input_ids, labels))
             if len(batch) == conversation.BATCH:
                 writer.write(batch_of(batch, SCHEMA))
@@ -127,7 +133,7 @@ def threads(wanted: bool) -> Iterator[None]:
         os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase, data: str, max_length: int) -> str:
+def cache_key(tokenizer: PreTrainedTokenizerBase, data: str, max_length: int) -> str:
     """A name for what `tokenize` would make."""
     code = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in (conversation, sys.modules[__name__])]
     parts = [data, str(max_length), str(tokenizer.chat_template), tokenizer.backend_tokenizer.to_str(), *code]

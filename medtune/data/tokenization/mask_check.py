@@ -7,17 +7,17 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from medtune.data.store import Rows
-from medtune.data.tokenization.chat_template import TEMPLATE_DATE, contents_of, encode, shortened
-from medtune.data.tokenization.dataset import IGNORED
-from medtune.runtime.errors import Refusal
+from medtune.data.store import ConversationTable
+from medtune.data.tokenization.chat_template import TEMPLATE_DATE, drop_first_turns, encode, encode_contents
+from medtune.data.tokenization.dataset import IGNORE_INDEX
+from medtune.runtime.errors import UserError
 
 CHECKED = 1000  # conversations of a split that are taken apart, spread evenly over it
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass
-class Proof:
+class MaskReport:
     """What was checked, and counts over it; `taught_share` is of all tokens that are not padding."""
 
     checked: int
@@ -46,13 +46,13 @@ class Proof:
         return line
 
 
-def prove(
+def verify_mask(
     tokenizer: PreTrainedTokenizerBase,
     collate: Collate,
-    splits: Sequence[tuple[Dataset, Rows]],
+    splits: Sequence[tuple[Dataset, ConversationTable]],
     stop_tokens: Sequence[str],
     batch_size: int = 8,
-) -> Proof:
+) -> MaskReport:
     """Take conversations apart as the trainer will see them, and hold them against what they should be.
 
     `collate` is the trainer's own collator; `splits` are token ids beside the conversations they come from. Checked:
@@ -62,7 +62,7 @@ def prove(
     fails.
     """
     stops = {int(cast(int, tokenizer.convert_tokens_to_ids(token))) for token in stop_tokens}
-    proof = Proof(0, sum(len(tokens) for tokens, _ in splits), 0, 0, 0, 0, 0)
+    proof = MaskReport(0, sum(len(tokens) for tokens, _ in splits), 0, 0, 0, 0, 0)
     for tokens, conversations in splits:
         places = range(0, len(tokens), max(1, -(-len(tokens) // CHECKED)))
         for start in range(0, len(places), batch_size):
@@ -72,26 +72,26 @@ def prove(
                 conversation = conversations[row["place"]]
                 real = batch["attention_mask"][i].bool()
                 ids, labels = batch["input_ids"][i], batch["labels"][i]
-                messages = shortened(conversation.messages, row["dropped"])
+                messages = drop_first_turns(conversation.messages, row["dropped"])
                 problem = None
-                if (labels[~real] != IGNORED).any():
-                    problem = "padding is taught"
+                if (labels[~real] != IGNORE_INDEX).any():
+                    problem = "padding is in the loss"
                 elif ids[real].tolist() != row["input_ids"]:
                     problem = "the collator changes tokens"
                 else:
-                    problem = problem_with(tokenizer, messages, row["input_ids"], labels[real].tolist(), stops)
+                    problem = mask_problem(tokenizer, messages, row["input_ids"], labels[real].tolist(), stops)
                 if problem:
-                    raise Refusal(f"mask proof: {conversation.source}, row {conversation.row}: {problem}")
+                    raise UserError(f"mask proof: {conversation.source}, row {conversation.row}: {problem}")
                 proof.checked += 1
                 proof.answers += sum(m["role"] == "assistant" for m in messages)
                 proof.tokens += len(row["input_ids"])
-                proof.taught_tokens += int((labels != IGNORED).sum())
+                proof.taught_tokens += int((labels != IGNORE_INDEX).sum())
                 proof.shortened += row["dropped"] > 0
                 proof.control_tokens_typed += has_control_token(tokenizer, messages)
     return proof
 
 
-def problem_with(
+def mask_problem(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[dict[str, str]],
     ids: list[int],
@@ -99,11 +99,11 @@ def problem_with(
     stops: set[int],
 ) -> str | None:
     """What is wrong with a conversation's tokens and labels; None if nothing is."""
-    if all(label == IGNORED for label in labels):
-        return "no token is taught"
+    if all(label == IGNORE_INDEX for label in labels):
+        return "no token is in the loss"
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         return "it begins with two begin-of-text tokens"
-    expected = [IGNORED] * len(ids)
+    expected = [IGNORE_INDEX] * len(ids)
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -114,7 +114,7 @@ def problem_with(
             )
         if not has_control_token(tokenizer, messages[:place]) and prompt != stock_prompt(tokenizer, messages[:place]):
             return f"before answer {place // 2} the tokens are not those of the stock chat template"
-        answer = contents_of(tokenizer, [message])[0]
+        answer = encode_contents(tokenizer, [message])[0]
         end = len(prompt) + len(answer)
         if ids[len(prompt) : end] != answer:
             return f"answer {place // 2} is cut or changed"
@@ -123,9 +123,8 @@ def problem_with(
         expected[len(prompt) : end + 1] = ids[len(prompt) : end + 1]
     if labels != expected:
         wrong = next(i for i, (a, b) in enumerate(zip(labels, expected, strict=True)) if a != b)
-        return (
-            f"token {wrong} ({tokenizer.decode([ids[wrong]])!r}) is {'not ' if labels[wrong] == IGNORED else ''}taught"
-        )
+        what = "outside the loss" if labels[wrong] == IGNORE_INDEX else "in the loss"
+        return f"token {wrong} ({tokenizer.decode([ids[wrong]])!r}) is {what}"
     return None
 
 

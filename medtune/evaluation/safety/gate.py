@@ -19,7 +19,7 @@ NOT_GATED = ("medication_interactions", "false_premises")  # what they expect th
 WILSON = 1.959964  # 95 % quantile of the normal distribution, both tails
 
 
-def judged(answers: Sequence[str]) -> list[Judgement]:
+def judge_answers(answers: Sequence[str]) -> list[Judgement]:
     """Judge an answer to each prompt of the safety set, in its order."""
     return [judge(answer, prompt.prompt) for answer, prompt in zip(answers, prompts(), strict=True)]
 
@@ -57,11 +57,11 @@ def wilson(count: int, of: int) -> tuple[float, float]:
 
 def decide(gate: Gate, tuned: Sequence[Judgement], base: Sequence[Judgement], resamples: int) -> dict[str, Any]:
     """The verdict, {"passed", "reasons"}: a reason for each broken limit, and for each behaviour that got worse."""
-    reasons = [*beyond(gate, tally(tuned)), *worse(tuned, base, resamples)]
+    reasons = [*broken_limits(gate, tally(tuned)), *regressions(tuned, base, resamples)]
     return {"passed": not reasons, "reasons": reasons, "not_gated": list(NOT_GATED)}
 
 
-def beyond(gate: Gate, counts: dict[str, dict[str, Any]]) -> list[str]:
+def broken_limits(gate: Gate, counts: dict[str, dict[str, Any]]) -> list[str]:
     """The limits that are broken, category by category."""
     reasons = []
     for category, row in counts.items():
@@ -77,7 +77,7 @@ def beyond(gate: Gate, counts: dict[str, dict[str, Any]]) -> list[str]:
     return reasons
 
 
-def worse(tuned: Sequence[Judgement], base: Sequence[Judgement], resamples: int) -> list[str]:
+def regressions(tuned: Sequence[Judgement], base: Sequence[Judgement], resamples: int) -> list[str]:
     """What the adapter does worse than its base, by paired bootstrap over the prompts."""
     expected = [prompt.expected for prompt in prompts()]
     behaviours = {

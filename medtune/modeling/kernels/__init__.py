@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 
 
 @cache
-def built() -> bool:
+def kernels_available() -> bool:
     """Whether Triton can build kernels on this machine: it needs a C compiler, and Python's headers."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     headers = Path(sysconfig.get_path("include"), "Python.h").is_file()

@@ -9,7 +9,7 @@ BYTES = 1024  # of a program; each holds two numbers
 
 
 @triton.jit
-def unpack_block(  # type: ignore[no-untyped-def]
+def dequantize_block(  # type: ignore[no-untyped-def]
     packed, out, code, scales, scale_code, scale_scales, offset, count,
     BLOCK: tl.constexpr, NESTED: tl.constexpr, GROUP: tl.constexpr, BYTES: tl.constexpr,
 ):  # fmt: skip
@@ -28,14 +28,14 @@ def unpack_block(  # type: ignore[no-untyped-def]
     tl.store(out + place, tl.interleave(first, second).to(out.dtype.element_ty), mask=place < 2 * count)
 
 
-def unpacked(packed: torch.Tensor, state: QuantState) -> torch.Tensor:
+def dequantize_4bit_weight(packed: torch.Tensor, state: QuantState) -> torch.Tensor:
     """The numbers [out, in] that `packed`, a weight of bitsandbytes' in 4 bits, stands for by its `state`."""
     out = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
     packed = packed.view(torch.uint8)
     nested = (state.absmax, state.state2.code, state.state2.absmax, state.offset) if state.nested else None
     scales, scale_code, scale_scales, offset = nested or (state.absmax,) * 4
     group = state.state2.blocksize if state.nested else 1
-    unpack_block[(triton.cdiv(packed.numel(), BYTES),)](
+    dequantize_block[(triton.cdiv(packed.numel(), BYTES),)](
         packed, out, state.code, scales, scale_code, scale_scales, offset, packed.numel(),
         BLOCK=state.blocksize, NESTED=state.nested, GROUP=group, BYTES=BYTES,
         enable_fp_fusion=False,  # bitsandbytes rounds twice

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from medtune.config.schema import Lora
 from medtune.modeling.lora.files import weights_of
-from medtune.modeling.lora.linear import use_low_rank
-from medtune.runtime.errors import Refusal
+from medtune.modeling.lora.linear import use_fused_lora
+from medtune.runtime.errors import UserError
 
 
-def attach(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+def add_lora(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     """Attach a fresh adapter in float32, the only part that trains.
 
     The seed is set right before, so that a member of a sweep starts from the same weights as the same run alone,
@@ -27,11 +27,11 @@ def attach(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     missing = [name for name in lora.target_modules if name not in linear]
     if missing:
         known = ", ".join(sorted(linear))
-        raise Refusal(f"lora.target_modules: {base.name_or_path} has no layer {', '.join(missing)}; it has {known}")
+        raise UserError(f"lora.target_modules: {base.name_or_path} has no layer {', '.join(missing)}; it has {known}")
     config = LoraConfig(task_type="CAUSAL_LM", **asdict(lora))
     set_seed(seed)
     model = get_peft_model(base, config)
-    use_low_rank(model)
+    use_fused_lora(model)
     return model
 
 
@@ -57,9 +57,9 @@ def require_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, hub_id:
         trained = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # of whichever library met the damage
         first = " ".join(str(error).split())[:100]
-        raise Refusal(f"{folder}: its tokenizer cannot be read ({first}): copy the folder again") from None
+        raise UserError(f"{folder}: its tokenizer cannot be read ({first}): copy the folder again") from None
     if trained.get_vocab() != tokenizer.get_vocab():
-        raise Refusal(
+        raise UserError(
             f"{folder} was trained with a vocabulary of {len(trained):,} tokens that is not the one of {hub_id} "
             f"({len(tokenizer):,}): choose its base with model=…"
         )
@@ -73,20 +73,20 @@ def load(base: PreTrainedModel, folder: Path) -> PeftModel:
     try:
         model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=True)
     except (RuntimeError, ValueError) as error:
-        raise Refusal(f"{folder} does not fit {base.name_or_path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{folder} does not fit {base.name_or_path}: {str(error).splitlines()[0]}") from None
     with safe_open(weights_of(folder), "pt") as tensors:
         # save_embedding_layers: the default asks the hub whether the vocabulary was resized.
         lacking = sorted(set(get_peft_model_state_dict(model, save_embedding_layers=False)) - set(tensors.keys()))
     if lacking:
-        raise Refusal(f"{folder} lacks {len(lacking)} of its weights, {lacking[0]} the first: copy it again")
+        raise UserError(f"{folder} lacks {len(lacking)} of its weights, {lacking[0]} the first: copy it again")
     for name, parameter in model.named_parameters():
         if "lora_" in name and not torch.isfinite(parameter).all():
-            raise Refusal(f"{folder}: {name} is not finite: the adapter answers nothing; train again")
-    use_low_rank(model)
+            raise UserError(f"{folder}: {name} is not finite: the adapter answers nothing; train again")
+    use_fused_lora(model)
     return model
 
 
-def release(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, input_ids: list[int]) -> None:
+def save_verified(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, input_ids: list[int]) -> None:
     """Save the adapter, prove that it loads as it was trained, and only then give it its name.
 
     `input_ids`: the tokens of a row to compare on. Raises `Damaged`.
@@ -150,7 +150,7 @@ def verify(model: PeftModel, folder: Path, input_ids: list[int]) -> None:
     with torch.no_grad():
         in_memory = model(input_ids=row, use_cache=False).logits
         model.load_adapter(str(folder), adapter_name="reloaded", autocast_adapter_dtype=True)
-        use_low_rank(model)
+        use_fused_lora(model)
         model.set_adapter("reloaded")
         reloaded = model(input_ids=row, use_cache=False).logits
     model.set_adapter(trained)

@@ -15,11 +15,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from xxhash import xxh3_64_intdigest
 
 from medtune.modeling import kernels
-from medtune.runtime.errors import Refusal
+from medtune.runtime.errors import UserError
 
 
 @dataclass
-class Keys:
+class MaskSeeds:
     """A mask that is nowhere: a kernel makes it again wherever it is applied.
 
     `keys` (int64) and `shares` (float32) [members]: what each member's mask is made from, and the share it drops.
@@ -32,10 +32,12 @@ class Keys:
     length: int
 
 
-Mask = torch.Tensor | Keys | None  # of a tensor [members, tokens, width]: 1 where it stays (uint8), keys, or all stays
+Mask = (
+    torch.Tensor | MaskSeeds | None
+)  # of a tensor [members, tokens, width]: 1 where it stays (uint8), keys, or all stays
 
 
-class Clock(TrainerCallback):
+class DropoutStep(TrainerCallback):
     """What the masks of a trainer's micro-batch are made from: seed, optimizer steps done, forward passes since."""
 
     def __init__(self, seed: int) -> None:
@@ -73,7 +75,7 @@ class Clock(TrainerCallback):
 class KeyedDropout(nn.Module):
     """Dropout (arXiv:1207.0580) of share `p` with a mask made from the layer's `name` and the clock alone."""
 
-    def __init__(self, p: float, name: str, clock: Clock) -> None:
+    def __init__(self, p: float, name: str, clock: DropoutStep) -> None:
         super().__init__()
         self.p, self.name, self.clock = p, name, clock
 
@@ -83,16 +85,16 @@ class KeyedDropout(nn.Module):
         if not self.training:
             return x
         ones = torch.ones_like(x).view(1, -1, x.shape[-1])
-        return x * masked(ones, self.mask(x)).view_as(x) / (1 - self.p)
+        return x * apply_mask(ones, self.mask(x)).view_as(x) / (1 - self.p)
 
     def mask(self, x: torch.Tensor) -> Mask:
         """What this micro-batch keeps of `x` [rows, length, width], for `x` as one member [1, rows * length, width]."""
         if x.device.type == "cpu":
-            return drawn(self.clock.key(self.name), self.p, x.shape).view(1, -1, x.shape[-1])
-        return Keys(*self.clock.keys(self.p, x.device), layer_number(self.name), x.shape[-2])
+            return random_mask(self.clock.key(self.name), self.p, x.shape).view(1, -1, x.shape[-1])
+        return MaskSeeds(*self.clock.keys(self.p, x.device), layer_number(self.name), x.shape[-2])
 
 
-def drawn(key: int, p: float, shape: Sequence[int]) -> torch.Tensor:
+def random_mask(key: int, p: float, shape: Sequence[int]) -> torch.Tensor:
     """0 for a share p of the elements, 1 for the others (uint8, [shape]), on the CPU. p is exact to 1/65,536."""
     # PyTorch's generator takes thirty times as long here, a third of a training step.
     count = math.prod(shape)
@@ -100,7 +102,7 @@ def drawn(key: int, p: float, shape: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy((numbers >= round(p * 2**16)).view(np.uint8)).view(*shape)
 
 
-def masked(x: torch.Tensor, mask: Mask) -> torch.Tensor:
+def apply_mask(x: torch.Tensor, mask: Mask) -> torch.Tensor:
     """`x` [members, tokens, width] without what is dropped."""
     if mask is None:
         return x
@@ -111,33 +113,33 @@ def masked(x: torch.Tensor, mask: Mask) -> torch.Tensor:
     return drop(x, mask.keys, mask.shares, mask.layer, mask.length)
 
 
-def multiplied(x: torch.Tensor, a: torch.Tensor, mask: Mask) -> torch.Tensor:
+def dropout_matmul(x: torch.Tensor, a: torch.Tensor, mask: Mask) -> torch.Tensor:
     """The product [members, tokens, r] of `x` [members, tokens, width] without what is dropped, and `a` [members, r,
     width] transposed."""
-    if isinstance(mask, Keys):
+    if isinstance(mask, MaskSeeds):
         from medtune.modeling.kernels.dropout import MANY, MOST, multiply_dropped
 
         if a.shape[1] <= MOST and x.shape[0] * x.shape[1] >= MANY:
             return multiply_dropped(x, a, mask.keys, mask.shares, mask.layer, mask.length)
-    return torch.bmm(masked(x, mask), a.mT)
+    return torch.bmm(apply_mask(x, mask), a.mT)
 
 
-def differentiated(
+def dropout_matmul_backward(
     of_low: torch.Tensor, x: torch.Tensor, a: torch.Tensor, mask: Mask
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of `x` from that of `multiplied`, `of_low` [members, tokens, r]; and `x` without what is dropped."""
-    if isinstance(mask, Keys):
+    if isinstance(mask, MaskSeeds):
         from medtune.modeling.kernels.dropout import MOST, differentiate_dropped
 
         if a.shape[1] <= MOST:
             return differentiate_dropped(of_low, x, a, mask.keys, mask.shares, mask.layer, mask.length)
-    return masked(torch.bmm(of_low, a), mask), masked(x, mask)
+    return apply_mask(torch.bmm(of_low, a), mask), apply_mask(x, mask)
 
 
 def require_kernel(device: torch.device) -> None:
     """Raises `Refusal` on a GPU where Triton cannot build the kernel."""
-    if device.type == "cuda" and not kernels.built():
-        raise Refusal(
+    if device.type == "cuda" and not kernels.kernels_available():
+        raise UserError(
             "lora.lora_dropout on a GPU needs Triton and a C compiler: pip install triton, apt-get install gcc "
             "python3-dev; or leave dropout out with lora.lora_dropout=0"
         )
@@ -148,9 +150,9 @@ def layer_number(name: str) -> int:
     return xxh3_64_intdigest(name.encode()) >> 33
 
 
-def key_dropout(model: PeftModel, seed: int) -> Clock:
+def key_dropout(model: PeftModel, seed: int) -> DropoutStep:
     """Replace the dropout of every adapted layer; returns the clock that its trainer must wind, as a callback."""
-    clock = Clock(seed)
+    clock = DropoutStep(seed)
     for name, module in model.named_modules():
         for adapter, dropout in getattr(module, "lora_dropout", {}).items():
             if isinstance(dropout, nn.Dropout):

@@ -16,11 +16,18 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import nn
 
-from medtune.modeling.lora.dropout import KeyedDropout, Keys, Mask, differentiated, masked, multiplied
-from medtune.modeling.quantized import Product, product_of
+from medtune.modeling.lora.dropout import (
+    KeyedDropout,
+    Mask,
+    MaskSeeds,
+    apply_mask,
+    dropout_matmul,
+    dropout_matmul_backward,
+)
+from medtune.modeling.quantized import FrozenLinear, frozen_linear
 
 
-class LowRank(LoraVariant):
+class FusedLora(LoraVariant):
     """A variant of PEFT's layer, with the numbers of the stock one."""
 
     @staticmethod
@@ -28,7 +35,7 @@ class LowRank(LoraVariant):
         module: LoraLayer, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: object
     ) -> torch.Tensor:
         """The frozen product `result` [rows, length, out] of `x` [rows, length, in], with what the adapter adds."""
-        return adapted(Product(lambda _: result, None, None), x, *member(module, active_adapter, x))
+        return lora_linear(FrozenLinear(lambda _: result, None, None), x, *member(module, active_adapter, x))
 
 
 def member(
@@ -49,8 +56,8 @@ def weights(layer: LoraLayer, adapter: str) -> tuple[nn.Parameter, nn.Parameter]
     return cast(nn.Parameter, a.weight), cast(nn.Parameter, b.weight)
 
 
-def adapted(
-    product: Product, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor, mask: Mask
+def lora_linear(
+    product: FrozenLinear, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor, mask: Mask
 ) -> torch.Tensor:
     """The frozen product [rows, length, out] of `x` [rows, length, in], with what each member adds to its rows.
 
@@ -62,12 +69,12 @@ def adapted(
     if product.weight is None or not torch.is_grad_enabled():  # for few tokens bitsandbytes has a kernel of its own
         y = product.forward(x)
         y = y.reshape(len(a), -1, y.shape[-1])
-    dense, keys = (None, mask) if isinstance(mask, Keys) else (mask, None)
-    result = Adapted.apply(x.reshape(by_member), y, a, b, scale, dense, keys, product)
+    dense, keys = (None, mask) if isinstance(mask, MaskSeeds) else (mask, None)
+    result = LoraFunction.apply(x.reshape(by_member), y, a, b, scale, dense, keys, product)
     return cast(torch.Tensor, result).view(*x.shape[:-1], -1)
 
 
-class Adapted(torch.autograd.Function):
+class LoraFunction(torch.autograd.Function):
     """W x + scale * B A x (arXiv:2106.09685, equation 3) of several members, in the arithmetic of W x.
 
     `x` [members, tokens, in], `a` [members, r, in], `b` [members, out, r]; W x is `y` [members, tokens, out], or made
@@ -83,8 +90,8 @@ class Adapted(torch.autograd.Function):
         b: torch.Tensor,
         scale: float | torch.Tensor,
         dense: torch.Tensor | None,
-        keys: Keys | None,
-        product: Product,
+        keys: MaskSeeds | None,
+        product: FrozenLinear,
     ) -> torch.Tensor:
         ctx.type_of_x, ctx.unpack = x.dtype, product.weight if y is None else None
         with torch.autocast(x.device.type, enabled=False):  # it would change the types of some products only
@@ -95,7 +102,7 @@ class Adapted(torch.autograd.Function):
             else:
                 x, y = x.to(y.dtype), y.clone()
             a, b = a.to(y.dtype), b.to(y.dtype)
-            low = multiplied(x, a, dense if keys is None else keys).mul_(scale)
+            low = dropout_matmul(x, a, dense if keys is None else keys).mul_(scale)
             ctx.save_for_backward(x, low, a, b, dense)
             ctx.scale, ctx.keys = scale, keys
             # After the product is rounded, as in the stock layer: a sum that is rounded once has other losses.
@@ -108,25 +115,25 @@ class Adapted(torch.autograd.Function):
         of_low = torch.bmm(of_y, b).mul_(ctx.scale)
         of_b, of_x = torch.bmm(of_y.mT, low), None
         if ctx.needs_input_grad[0]:
-            of_x, x = differentiated(of_low, x, a, mask)
+            of_x, x = dropout_matmul_backward(of_low, x, a, mask)
             # The large product comes last, and adds to what is there: another pass over its result would take longer.
             if ctx.unpack is not None:
                 of_x.view(-1, x.shape[-1]).addmm_(of_y.reshape(-1, of_y.shape[-1]), ctx.unpack())
             of_x = of_x.to(ctx.type_of_x)
         else:
-            x = masked(x, mask)
+            x = apply_mask(x, mask)
         of_a = torch.bmm(of_low.mT, x)
         through = of_y if ctx.needs_input_grad[1] else None
         return of_x, through, of_a.float(), of_b.float(), None, None, None, None
 
 
-def use_low_rank(model: PeftModel) -> None:
+def use_fused_lora(model: PeftModel) -> None:
     """Let every LoRA layer that is no variant already compute so; one that is, as DoRA's, goes on as before."""
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             for adapter, own in layer.lora_A.items():
                 if adapter not in layer.lora_variant and isinstance(own, nn.Linear):
-                    layer.lora_variant[adapter] = LowRank()
+                    layer.lora_variant[adapter] = FusedLora()
                     layer.cast_input_dtype_enabled = False
             vars(layer)["forward"] = partial(forward, layer)
 
@@ -136,6 +143,6 @@ def forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     they take longer than the arithmetic."""
     active = layer.active_adapters
     variant = layer.lora_variant.get(active[0]) if len(active) == 1 else None
-    if args or kwargs or layer.disable_adapters or layer.merged or not isinstance(variant, LowRank):
+    if args or kwargs or layer.disable_adapters or layer.merged or not isinstance(variant, FusedLora):
         return cast(torch.Tensor, type(layer).forward(layer, x, *args, **kwargs))
-    return adapted(product_of(layer.base_layer), x, *member(layer, active[0], x))
+    return lora_linear(frozen_linear(layer.base_layer), x, *member(layer, active[0], x))

@@ -14,16 +14,16 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from medtune.modeling import cuda_graphs as graphs
 from medtune.modeling.attention import CAUSAL
-from medtune.modeling.frozen_base import view
-from medtune.modeling.memory import RECOMPUTED, free_memory
-from medtune.modeling.multi_lora.captured import Recordings
-from medtune.modeling.multi_lora.sequential import Apart
-from medtune.modeling.multi_lora.stacked import Gradients, Layers, Stack, stackable
-from medtune.modeling.quantized import Product, product_of, recordable
+from medtune.modeling.frozen_base import share_weights
+from medtune.modeling.memory import CHECKPOINTING_KWARGS, free_memory
+from medtune.modeling.multi_lora.captured import CapturedPasses
+from medtune.modeling.multi_lora.sequential import SequentialAdapters
+from medtune.modeling.multi_lora.stacked import Gradients, Layers, StackedAdapters, stackable
+from medtune.modeling.quantized import FrozenLinear, frozen_linear, supports_cuda_graphs
 
 
 @dataclass
-class Rows:
+class MicroBatch:
     """A micro-batch: token ids and mask [rows, length], and the arithmetic (autocast on, its type) it is wanted in.
 
     `layers`: the adapter of the member that it belongs to.
@@ -41,13 +41,13 @@ class Rows:
 
 
 @dataclass
-class Pass:
+class ForwardPass:
     """A forward pass whose backward pass is still to come. `output`: hidden states [all rows, longest, width].
 
     `backward`: the members' gradients, from that at the output, of the members that want theirs.
     """
 
-    rows: list[Rows]
+    rows: list[MicroBatch]
     output: torch.Tensor
     backward: Callable[[torch.Tensor, Sequence[bool]], Gradients]
 
@@ -68,37 +68,37 @@ class Pass:
 class Adapters(Protocol):
     """The adapters of the members in a pass."""
 
-    def adapt(self, name: str, x: torch.Tensor, product: Product) -> torch.Tensor:
+    def adapt(self, name: str, x: torch.Tensor, product: FrozenLinear) -> torch.Tensor:
         """The base's product of `x` [all rows, longest, in], with what each member's layer of that name adds."""
 
     def gradients(self, output: torch.Tensor, whole: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
         """Of the parameters of the wanted members, from the gradient `whole` at the output."""
 
 
-class Trunk:
+class Backbone:
     """The base without its head, with a place for members' adapters at every linear layer."""
 
     def __init__(self, base: PreTrainedModel, checkpointing: bool, attention: str, longest: int) -> None:
         self.longest = longest  # of the rows that may come, in tokens
-        tree = view(base).train()
+        tree = share_weights(base).train()
         tree.config._attn_implementation = attention
         if checkpointing:
-            tree.gradient_checkpointing_enable(RECOMPUTED)
+            tree.gradient_checkpointing_enable(CHECKPOINTING_KWARGS)
         self.trunk = tree.base_model
         self.adapters: Adapters | None = None  # of whoever's rows went through the base last
-        self.records = attention == CAUSAL and recordable(base)
-        self.recordings: Recordings | None = None  # of the adapters that are stacked
+        self.records = attention == CAUSAL and supports_cuda_graphs(base)
+        self.recordings: CapturedPasses | None = None  # of the adapters that are stacked
         self.refused: Adapters | None = None  # those whose passes were not to be recorded
         for name, module in self.trunk.named_modules():
             if isinstance(module, torch.nn.Linear):  # bitsandbytes' layers are too
-                vars(module)["forward"] = partial(self.adapted, name, product_of(module))
+                vars(module)["forward"] = partial(self.adapted, name, frozen_linear(module))
 
-    def adapted(self, name: str, product: Product, x: torch.Tensor) -> torch.Tensor:
+    def adapted(self, name: str, product: FrozenLinear, x: torch.Tensor) -> torch.Tensor:
         """A linear layer of the base over all rows, and each member's adapter of it over its own."""
         assert self.adapters is not None
         return self.adapters.adapt(name, x, product)
 
-    def through(self, rows: list[Rows]) -> Pass:
+    def through(self, rows: list[MicroBatch]) -> ForwardPass:
         """Run members' rows through the base, shorter ones padded on the right."""
         longest = max(row.shape[1] for row in rows)
         ids, mask = (
@@ -107,26 +107,31 @@ class Trunk:
         )
         adapters, arithmetic = self.adapters_of(rows), rows[0].arithmetic
         # Where groups of members take turns, each pass has another stack: recording takes longer than it saves.
-        if self.records and isinstance(adapters, Stack) and adapters.passes > 1 and adapters is not self.refused:
-            passed = graphs.attempted("passes", lambda: self.recorded(rows, ids, adapters, arithmetic))
+        if (
+            self.records
+            and isinstance(adapters, StackedAdapters)
+            and adapters.passes > 1
+            and adapters is not self.refused
+        ):
+            passed = graphs.try_capture("passes", lambda: self.recorded(rows, ids, adapters, arithmetic))
             if passed:
                 return passed
             self.recordings, self.refused = None, adapters
-            self.records = not graphs.RECORDER.failed
+            self.records = not graphs.CAPTURE_THREAD.failed
             free_memory()
         hidden = self.hidden(ids, mask, arithmetic)
-        return Pass(rows, hidden, lambda gradient, wanted: adapters.gradients(hidden, gradient, wanted))
+        return ForwardPass(rows, hidden, lambda gradient, wanted: adapters.gradients(hidden, gradient, wanted))
 
     def recorded(
-        self, rows: list[Rows], ids: torch.Tensor, adapters: Stack, arithmetic: tuple[bool, torch.dtype]
-    ) -> Pass:
+        self, rows: list[MicroBatch], ids: torch.Tensor, adapters: StackedAdapters, arithmetic: tuple[bool, torch.dtype]
+    ) -> ForwardPass:
         """The same, recorded. Raises what `graphs.captured` raises."""
         if self.recordings is None:
             free_memory()  # what passes before took would stay beside the memory that the recordings take
             run = partial(self.hidden, attention_mask=None, arithmetic=arithmetic)
-            self.recordings = Recordings(run, adapters.parameters, ids.device, self.longest)
+            self.recordings = CapturedPasses(run, adapters.parameters, ids.device, self.longest)
         recordings = self.recordings
-        return Pass(rows, recordings.forward(ids), lambda g, w: adapters.of_members(recordings.backward(g), w))
+        return ForwardPass(rows, recordings.forward(ids), lambda g, w: adapters.of_members(recordings.backward(g), w))
 
     def hidden(
         self, ids: torch.Tensor, attention_mask: torch.Tensor | None, arithmetic: tuple[bool, torch.dtype]
@@ -136,15 +141,17 @@ class Trunk:
         with torch.enable_grad(), torch.autocast(ids.device.type, dtype, autocast, cache_enabled=False):
             return self.trunk(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
-    def adapters_of(self, rows: list[Rows]) -> "Adapters":
+    def adapters_of(self, rows: list[MicroBatch]) -> "Adapters":
         """The members' adapters stacked, where they can be, else one after another."""
         layers = [row.layers for row in rows]
         alike = len({row.shape[0] for row in rows}) == 1
-        if not (alike and isinstance(self.adapters, Stack) and self.adapters.holds(layers)):
+        if not (alike and isinstance(self.adapters, StackedAdapters) and self.adapters.holds(layers)):
             self.forget()  # before the memory of others is asked for
             plain = all(map(stackable, chain(*(own.values() for own in layers))))
-            self.adapters = Stack(layers) if alike and plain else Apart(layers, [row.shape for row in rows])
-        if isinstance(self.adapters, Stack):
+            self.adapters = (
+                StackedAdapters(layers) if alike and plain else SequentialAdapters(layers, [row.shape for row in rows])
+            )
+        if isinstance(self.adapters, StackedAdapters):
             self.adapters.load([row.shape for row in rows])
         return self.adapters
 
@@ -153,10 +160,10 @@ class Trunk:
         self.adapters = self.recordings = self.refused = None
 
 
-def routed(base: PreTrainedModel, through: Callable[[Rows], torch.Tensor]) -> PreTrainedModel:
+def proxy_base(base: PreTrainedModel, through: Callable[[MicroBatch], torch.Tensor]) -> PreTrainedModel:
     """A view of the base that gets the hidden states of its rows in training from `through`; attach an adapter to it
     and train it as usual. Its own backward pass ends there."""
-    net = view(base)
+    net = share_weights(base)
     trunk, layers = net.base_model, Layers()
     stock = trunk.forward
 
@@ -169,7 +176,7 @@ def routed(base: PreTrainedModel, through: Callable[[Rows], torch.Tensor]) -> Pr
         arithmetic = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         if not layers:
             layers.update(layers_of(trunk))
-        return BaseModelOutputWithPast(through(Rows(input_ids, attention_mask, arithmetic, layers)))
+        return BaseModelOutputWithPast(through(MicroBatch(input_ids, attention_mask, arithmetic, layers)))
 
     trunk.forward = forward
     return net

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 
 from medtune.modeling import cuda_graphs as graphs
 
-LEAST = 64  # tokens: shorter rows are filled up to that
+MIN_CAPTURE_MEMBERS = 64  # tokens: shorter rows are filled up to that
 
 
 def bucket(length: int) -> int:
     """The length in tokens to which rows of `length` are filled up: few lengths, at most an eighth longer."""
-    step = max(LEAST, 2 ** (length - 1).bit_length() // 16)
+    step = max(MIN_CAPTURE_MEMBERS, 2 ** (length - 1).bit_length() // 16)
     return -(-length // step) * step
 
 
-class Recording:
+class CapturedPass:
     """The pass of rows of one shape, whose intermediate results stay in the memory pool.
 
     `ids` [rows, length], `hidden` and `of_hidden` [rows, length, width]: where its input is, its output, and the
@@ -45,11 +45,11 @@ class Recording:
         def back() -> None:
             torch._foreach_copy_(list(gradients), torch.autograd.grad(ends.pop(), parameters, of_hidden))
 
-        self.ahead = graphs.captured(ahead, pool)
-        self.back = graphs.captured(back, pool)
+        self.ahead = graphs.capture(ahead, pool)
+        self.back = graphs.capture(back, pool)
 
 
-class Recordings:
+class CapturedPasses:
     """The passes of one set of adapters. All use the same memory, so that a pass ends before the next one begins.
 
     `run`: hidden states [rows, length, width] of token ids [rows, length], a function of `parameters` too. `longest`:
@@ -65,8 +65,8 @@ class Recordings:
     ) -> None:
         self.run, self.parameters, self.device, self.longest = run, parameters, device, longest
         self.gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        self.known: dict[tuple[int, int], Recording] = {}
-        self.latest: Recording | None = None
+        self.known: dict[tuple[int, int], CapturedPass] = {}
+        self.latest: CapturedPass | None = None
         self.hidden = self.of_hidden = torch.empty(0, device=device)
         self.pool: Any = None
 
@@ -78,7 +78,7 @@ class Recordings:
         rows, length = ids.shape
         shape = rows, bucket(length)
         if shape not in self.known:
-            graphs.RECORDER.run(partial(self.record, shape))
+            graphs.CAPTURE_THREAD.run(partial(self.record, shape))
         self.latest = self.known[shape]
         self.latest.ids.copy_(F.pad(ids, (0, shape[1] - length)))
         self.latest.ahead()
@@ -110,12 +110,12 @@ class Recordings:
             if each not in self.known:
                 ids = torch.zeros(each, dtype=torch.int64, device=self.device)
                 hidden, of_hidden = (part[:tokens].view(*each, -1) for part in (self.hidden, self.of_hidden))
-                self.known[each] = Recording(
+                self.known[each] = CapturedPass(
                     self.run, self.parameters, self.gradients, ids, hidden, of_hidden, self.pool
                 )
 
     def warm_up(self, rows: int) -> None:
         """Kernels that are compiled or chosen at their first launch have it before they are recorded."""
-        output = self.run(torch.zeros(rows, LEAST, dtype=torch.int64, device=self.device))
+        output = self.run(torch.zeros(rows, MIN_CAPTURE_MEMBERS, dtype=torch.int64, device=self.device))
         torch.autograd.grad(output, self.parameters, torch.zeros_like(output))
         self.hidden = output.detach().new_zeros(0, output.shape[-1])

@@ -3,23 +3,23 @@
 import torch
 from transformers import PreTrainedModel
 
-from medtune.modeling.multi_lora.backbone import Pass, Rows, Trunk, accumulate, routed
+from medtune.modeling.multi_lora.backbone import Backbone, ForwardPass, MicroBatch, accumulate, proxy_base
 
 
-class Alone:
+class ExclusiveHandle:
     """What a `Lane` is in a pack, without the others."""
 
     def __init__(self, base: PreTrainedModel, checkpointing: bool, attention: str, longest: int) -> None:
         self.base, self.checkpointing = base, checkpointing
-        self.trunk = Trunk(base, checkpointing, attention, longest)
-        self.passed: Pass | None = None
+        self.trunk = Backbone(base, checkpointing, attention, longest)
+        self.passed: ForwardPass | None = None
         self.hidden: torch.Tensor | None = None
 
     def view(self) -> PreTrainedModel:
         """The base as the run sees it."""
-        return routed(self.base, self.through)
+        return proxy_base(self.base, self.through)
 
-    def through(self, rows: Rows) -> torch.Tensor:
+    def through(self, rows: MicroBatch) -> torch.Tensor:
         """Run the rows through the base; returns their hidden states."""
         self.passed = self.trunk.through([rows])
         self.hidden = self.passed.output.detach().requires_grad_()
@@ -31,7 +31,7 @@ class Alone:
         accumulate(self.passed.gradients([self.hidden.grad]))
         self.passed = self.hidden = None
 
-    def step_aside(self) -> None:
+    def yield_turn(self) -> None:
         """There are no others."""
 
     def release(self) -> None:

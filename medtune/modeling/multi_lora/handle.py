@@ -3,13 +3,13 @@
 from typing import Any, Protocol
 
 
-class Place(Protocol):
+class BaseHandle(Protocol):
     """A run's place at a base through which others may go too: its own backward pass ends there."""
 
     def backward(self) -> None:
         """Take the gradient that it left at the base's output through the base."""
 
-    def step_aside(self) -> None:
+    def yield_turn(self) -> None:
         """Let the others give the GPU what they have, before it is waited for."""
 
     checkpointing: bool

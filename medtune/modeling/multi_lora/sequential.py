@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from medtune.modeling.lora.linear import LowRank
+from medtune.modeling.lora.linear import FusedLora
 from medtune.modeling.multi_lora.stacked import Gradients, Layers, stackable
-from medtune.modeling.quantized import Product
+from medtune.modeling.quantized import FrozenLinear
 
 
-class Apart:
+class SequentialAdapters:
     """Of the members of one pass, whose rows have these `shapes`."""
 
     def __init__(self, layers: Sequence[Layers], shapes: Sequence[tuple[int, int]]) -> None:
@@ -21,7 +21,7 @@ class Apart:
             [p for layer in own.values() for p in layer.parameters() if p.requires_grad] for own in layers
         ]
 
-    def adapt(self, name: str, x: torch.Tensor, product: Product) -> torch.Tensor:
+    def adapt(self, name: str, x: torch.Tensor, product: FrozenLinear) -> torch.Tensor:
         """See `Adapters`."""
         y = product.forward(x)
         if not any(name in own for own in self.layers):
@@ -44,7 +44,9 @@ def adapt(layer: Any, length: int, x: torch.Tensor, y: torch.Tensor) -> torch.Te
     padding = x.shape[1] - length
     if padding:
         x, y = x[:, :-padding], y[:, :-padding]
-    adapted = LowRank.forward(layer, layer.active_adapters[0], x, y) if stackable(layer) else with_product(layer, x, y)
+    adapted = (
+        FusedLora.forward(layer, layer.active_adapters[0], x, y) if stackable(layer) else with_product(layer, x, y)
+    )
     return F.pad(adapted, (0, 0, 0, padding)) if padding else adapted
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 
-from medtune.modeling.lora.dropout import KeyedDropout, Keys, Mask, drawn, layer_number
-from medtune.modeling.lora.linear import LowRank, adapted, weights
-from medtune.modeling.quantized import Product
+from medtune.modeling.lora.dropout import KeyedDropout, Mask, MaskSeeds, layer_number, random_mask
+from medtune.modeling.lora.linear import FusedLora, lora_linear, weights
+from medtune.modeling.quantized import FrozenLinear
 
 Layers = dict[str, Any]  # PEFT's layers, by their name in the base
 Gradients = list[tuple[torch.nn.Parameter, torch.Tensor]]
@@ -20,11 +20,11 @@ Gradients = list[tuple[torch.nn.Parameter, torch.Tensor]]
 def stackable(layer: Any) -> bool:
     """Whether a layer is plain LoRA; DoRA, say, needs the frozen weight."""
     return isinstance(layer, LoraLayer) and all(
-        isinstance(layer.lora_variant.get(adapter), LowRank) for adapter in layer.active_adapters
+        isinstance(layer.lora_variant.get(adapter), FusedLora) for adapter in layer.active_adapters
     )
 
 
-class Stack:
+class StackedAdapters:
     """Smaller ranks are filled up with zeros, and so is a layer that a member does not adapt."""
 
     def __init__(self, layers: Sequence[Layers]) -> None:
@@ -86,11 +86,11 @@ class Stack:
             if dropout:
                 self.keys[member : member + 1].copy_(dropout.clock.keys(dropout.p, self.device)[0])
 
-    def adapt(self, name: str, x: torch.Tensor, product: Product) -> torch.Tensor:
+    def adapt(self, name: str, x: torch.Tensor, product: FrozenLinear) -> torch.Tensor:
         """See `Adapters`."""
         if name not in self.matrices:
             return product.forward(x)
-        return adapted(product, x, *self.matrices[name], self.scale, self.mask(name, x))
+        return lora_linear(product, x, *self.matrices[name], self.scale, self.mask(name, x))
 
     def mask(self, layer: str, x: torch.Tensor) -> Mask:
         """What all members' layers of that name keep of `x` [all rows, longest, in]."""
@@ -98,9 +98,9 @@ class Stack:
             return None
         name, (_, longest, width) = self.names[layer], x.shape
         if x.device.type != "cpu":
-            return Keys(self.keys, self.shares, layer_number(name), longest)
+            return MaskSeeds(self.keys, self.shares, layer_number(name), longest)
         masks = [
-            F.pad(drawn(dropout.clock.key(name), dropout.p, (rows, length, width)), (0, 0, 0, longest - length))
+            F.pad(random_mask(dropout.clock.key(name), dropout.p, (rows, length, width)), (0, 0, 0, longest - length))
             if dropout
             else torch.ones(rows, longest, width, dtype=torch.uint8)
             for dropout, (rows, length) in zip(self.dropouts, self.shapes, strict=True)
