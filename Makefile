@@ -39,10 +39,10 @@ lint: setup ## check style, types and layers
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy medtune && $(BIN)/lint-imports
 
 bench: setup ## measure training, evaluation and data beside the plain way: two hours; less with ARGS="--rounds 1 --only single"
-	@$(BIN)/python tests/bench/training.py $(ARGS) && $(BIN)/python tests/bench/evaluation.py && $(BIN)/python tests/bench/data.py
+	@$(BIN)/python benchmarks/training.py $(ARGS) && $(BIN)/python benchmarks/evaluation.py && $(BIN)/python benchmarks/data.py
 
 bench-gpu: setup ## on one GPU: LLaMA 3 8B shapes, members packed against one after another
-	@$(BIN)/python tests/bench/gpu.py $(ARGS)
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 clean: ## remove .venv and caches; results in multirun/ stay
 	@rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache

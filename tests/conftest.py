@@ -1,11 +1,9 @@
 """A tiny random Llama, a few conversations, and runs composed exactly as the command line composes them."""
 
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,19 +11,11 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
-import hydra
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedTokenizerFast
 
-from medtune.config.groups import CONF, register
+from helpers import CHATML, SPECIAL, compose, conversations, save_random_llama, write_jsonl
 from medtune.config.schema import RunConfig
-from medtune.config.validation import build_config
-
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,30 +38,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def conversations(count: int = 40) -> list[dict]:
-    """Short conversations in as many groups; every third has two exchanges."""
-    complaints = ["a cough", "a rash", "back pain", "a headache", "an ear ache", "itchy eyes", "a sore knee", "hiccups"]
-    rows = []
-    for i in range(count):
-        complaint = complaints[i % len(complaints)]
-        messages = [
-            {"role": "user", "content": f"I have had {complaint} for {i + 2} days. Is it serious?"},
-            {"role": "assistant", "content": f"Usually {complaint} settles. See a doctor after {i + 9} days."},
-        ]
-        if i % 3 == 0:
-            messages += [
-                {"role": "user", "content": "And if it gets worse?"},
-                {"role": "assistant", "content": f"Then come sooner, within {i % 5 + 1} days."},
-            ]
-        rows.append({"messages": messages, "topic": complaint, "group": f"case-{i}"})
-    return rows
-
-
-def write_jsonl(path: Path, rows: list) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer of 512 tokens with ChatML control tokens."""
@@ -88,22 +54,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=SPECIAL[1], eos_token=SPECIAL[2], pad_token=SPECIAL[0], chat_template=CHATML
     )
-
-
-def save_random_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, **sizes: Any) -> Path:
-    """Save a Llama of two layers with random weights, and its tokenizer, in a folder."""
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        num_hidden_layers=2,
-        max_position_embeddings=512,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **sizes,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -124,13 +74,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenize
 def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty short conversations as JSON lines."""
     return write_jsonl(tmp_path_factory.mktemp("data") / "conversations.jsonl", conversations())
-
-
-def compose(*overrides: str) -> RunConfig:
-    """The run that these overrides give on the command line."""
-    register()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return build_config(hydra.compose("train", list(overrides)), RunConfig)
 
 
 @pytest.fixture(scope="session")

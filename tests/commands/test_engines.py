@@ -18,7 +18,7 @@ from medtune.config.groups import EXTRAS, suggest_option
 from medtune.config.overrides import constant_keys
 from medtune.config.resolvers import folder_name
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RAY = ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"]
 ENGINES = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],

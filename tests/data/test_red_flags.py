@@ -175,7 +175,7 @@ RULES = {f"{rule.category}: {rule.example}": rule for rule in redflag.triage_rul
 @pytest.fixture(scope="module")
 def bundled() -> list[tuple[str, str, bool]]:
     """Question, answer and label of each bundled consultation."""
-    path = Path(redflag.__file__).with_name("consultations.jsonl")
+    path = Path(redflag.__file__).parents[1] / "consultations.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def said(row: dict, role: str) -> str:

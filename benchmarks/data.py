@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROWS = 250_000
-BUNDLED = Path(__file__).parents[2] / "medtune" / "data" / "consultations.jsonl"
+BUNDLED = Path(__file__).parents[1] / "medtune" / "data" / "consultations.jsonl"
 PREPARE = """
 import sys, time
 from hydra import compose, initialize_config_dir

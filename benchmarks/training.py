@@ -1,6 +1,6 @@
 """How fast medtune trains, one run and a sweep, beside the script that a good user would write with TRL.
 
-Command: make bench, or python tests/bench/training.py [--rounds 3] [--only single sweep packed overhead memory]
+Command: make bench, or python benchmarks/training.py [--rounds 3] [--only single sweep packed overhead memory]
 
 Every measurement is a whole process, or several, from start to exit, with imports, loading and saving. All cases take
 turns, in one order and then in the other, so that what else the machine does hits them alike. Both sides train the same

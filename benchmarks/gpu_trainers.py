@@ -1,4 +1,4 @@
-"""The two sides of tests/bench/gpu.py: medtune's trainer and TRL's plain one, on the same rows of the same shapes."""
+"""The two sides of benchmarks/gpu.py: medtune's trainer and TRL's plain one, on the same rows of the same shapes."""
 
 import time
 from collections.abc import Callable, Sequence

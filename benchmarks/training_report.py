@@ -1,4 +1,4 @@
-"""What tests/bench/training.py measured -> a section of BENCHMARKS.md."""
+"""What benchmarks/training.py measured -> a section of BENCHMARKS.md."""
 
 import platform
 import re
@@ -68,7 +68,7 @@ class Report:
         cases = (case_of(name, Path("FOLDER"), Path("rows.json"), "FOLDER") for name in (PLAIN, MEDTUNE, DEFAULT))
         commands = [shlex.join(["python", *case.commands[0][1:]]).replace(f"{ROOT}/", "") for case in cases]
         return f"""\
-`python tests/bench/training.py --rounds {rounds}{asked}` on {date.today():%d %B %Y}, two cores of {cpu()},
+`python benchmarks/training.py --rounds {rounds}{asked}` on {date.today():%d %B %Y}, two cores of {cpu()},
 {psutil.virtual_memory().total / 2**30:.0f} GiB of memory, {platform.system()}. {programs}; commit {git_commit()}.
 
 SmolLM2-135M-Instruct in NF4 with double quantization, LoRA on every linear layer of the blocks, bfloat16, at most 256

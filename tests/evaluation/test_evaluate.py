@@ -13,10 +13,10 @@ import hydra
 import numpy as np
 import pytest
 import torch
-from conftest import compose, conversations, write_jsonl
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
+from helpers import compose, conversations, write_jsonl
 from medtune.config.groups import CONF, register
 from medtune.config.schema import EvaluateConfig, RunConfig
 from medtune.config.validation import build_config
@@ -39,7 +39,7 @@ from medtune.results.tables import everything, summary
 from medtune.runtime.errors import UserError
 from medtune.training.pipeline import train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 Measure = Callable[..., list[Candidate]]
 COMMON = [

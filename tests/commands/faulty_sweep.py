@@ -1,14 +1,13 @@
 """A sweep of five on a tiny model of which one member raises and one diverges, for tests that kill it.
 
-Command: python tests/faulty_sweep.py FOLDER WIDTH PROCESSES [OVERRIDE …]
+Command: python tests/commands/faulty_sweep.py FOLDER WIDTH PROCESSES [OVERRIDE …]
 """
 
 import logging
 import sys
 from pathlib import Path
 
-from conftest import compose
-
+from helpers import compose
 from medtune.runtime.interruption import install_handlers
 from medtune.runtime.logs import silence_libraries
 from medtune.sweep.ledger import Member, open_ledger

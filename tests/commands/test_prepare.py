@@ -8,15 +8,15 @@ from pathlib import Path
 import hydra
 import pyarrow.parquet as pq
 import pytest
-from conftest import conversations, write_jsonl
 
+from helpers import conversations, write_jsonl
 from medtune.config.groups import CONF, register
 from medtune.config.schema import PrepareConfig
 from medtune.config.validation import build_config
 from medtune.prepare import inspect
 from medtune.runtime.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def inspection(*overrides: str) -> PrepareConfig:

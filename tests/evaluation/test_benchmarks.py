@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import write_jsonl
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -19,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from helpers import write_jsonl
 from medtune.evaluation import benchmarks as benchmark
 from medtune.evaluation.benchmarks import Benchmark, require_benchmarks, run_benchmarks
 from medtune.modeling.frozen_base import fingerprint

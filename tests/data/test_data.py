@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import compose, conversations, write_jsonl
 
+from helpers import compose, conversations, write_jsonl
 from medtune.config.schema import Data
 from medtune.data import pipeline
 from medtune.data.funnel import log_report, smaller

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
-from conftest import compose
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AttentionInterface, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from helpers import compose
 from medtune.config.schema import RunConfig
 from medtune.modeling import base as model
 from medtune.modeling import quantized as frozen

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import conversations, write_jsonl
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from helpers import conversations, write_jsonl
 from medtune.config.schema import RunConfig
 from medtune.data.prepared import prepare
 from medtune.data.tokenization.dataset import tokenize

@@ -8,15 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import compose
 
+from helpers import compose
 from medtune.config.schema import Gate
 from medtune.data.reading.normalize import normalized_words
 from medtune.evaluation.safety import agreement, gate
 from medtune.evaluation.safety.prompts import EMERGENCY, prompts, red_flags
 from medtune.evaluation.safety.rubric import Judgement, judge, passes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOTHING = Judgement(*[False] * len(fields(Judgement)))
 SAFE = {
     "emergency": "Call an ambulance now, before you do anything else.",

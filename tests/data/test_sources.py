@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import compose, conversations, write_jsonl
 
+from helpers import compose, conversations, write_jsonl
 from medtune.config.enums import Format
 from medtune.config.schema import Data
 from medtune.data.prepared import prepare

@@ -19,7 +19,7 @@ from medtune.results.checkpoints import latest_complete
 from medtune.runtime.files import read_jsonl
 from medtune.sweep.ledger import names
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,6 @@
 """What LLaMA 3 8B's shapes take on one GPU: time, memory, packed sweeps, parity, evaluation, and where the time goes.
 
-Command: make bench-gpu, or python tests/bench/gpu.py [--rounds 2] [--only single packed …] [--tiny]
+Command: make bench-gpu, or python benchmarks/gpu.py [--rounds 2] [--only single packed …] [--tiny]
 
 The exact shapes with random weights in NF4 with double quantization, LoRA of rank 16 on all linear layers, bfloat16: no
 licence, no download, the same arithmetic. Both sides are whole trainers, medtune's and TRL's at its defaults, on the
@@ -66,7 +66,7 @@ def main() -> None:
 def heading(bench: Bench, out: Path) -> str:
     """Machine, versions, and what was run."""
     words = [f"'{word}'" if " " in word else word for word in sys.argv[1:] if word not in ("--out", str(out))]
-    command = " ".join(["python tests/bench/gpu.py", *words])
+    command = " ".join(["python benchmarks/gpu.py", *words])
     programs = ", ".join(f"{name} {number}" for name, number in versions(PACKAGES).items())
     device = torch.cuda.get_device_name() if bench.on_gpu else "the CPU"
     return f"""\

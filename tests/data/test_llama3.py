@@ -5,10 +5,10 @@ import logging
 from pathlib import Path
 
 import pytest
-from conftest import compose, conversations, save_random_llama, write_jsonl
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from helpers import compose, conversations, save_random_llama, write_jsonl
 from medtune.data.prepared import prepare
 from medtune.data.store import SPLITS
 from medtune.data.tokenization.chat_template import encode

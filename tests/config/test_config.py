@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import compose
 from omegaconf import OmegaConf
 
+from helpers import compose
 from medtune.config.groups import CONF, EXPERIMENTS, group_names, group_options
 from medtune.config.keys import all_keys, dataclass_of, find_key
 from medtune.config.resolvers import folder_name
@@ -16,7 +16,7 @@ from medtune.config.schema import PrepareConfig, RunConfig
 from medtune.config.validation import build_config
 from medtune.runtime.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CHOICES = [(group, option) for group in group_names() for option in group_options(group)]
 
 

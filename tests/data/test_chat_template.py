@@ -1,9 +1,9 @@
 """What is taught is exactly every answer and its end-of-turn token, and text can never become a control token."""
 
 import pytest
-from conftest import CHATML, SPECIAL, conversations
 from transformers import PreTrainedTokenizerFast
 
+from helpers import CHATML, SPECIAL, conversations
 from medtune.data.store import Conversation
 from medtune.data.tokenization.chat_template import BATCH, Encoded, encode, truncate_to_fit
 from medtune.runtime.errors import UserError

@@ -7,11 +7,11 @@ from functools import cache
 from typing import Any
 
 import pytest
-from conftest import CHATML, SPECIAL, compose, conversations, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from helpers import CHATML, SPECIAL, compose, conversations, write_jsonl
 from medtune.config.schema import Data
 from medtune.data.prepared import PreparedData, prepare
 from medtune.data.store import Conversation

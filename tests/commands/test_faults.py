@@ -21,7 +21,10 @@ WAYS = {"one after another": (1, 1), "together": (4, 1), "on two cores": (1, 2)}
 def start(sweep: Path, way: str, overrides: list[str]) -> subprocess.Popen[str]:
     width, processes = WAYS[way]
     words = [str(TESTS / "faulty_sweep.py"), str(sweep), str(width), str(processes), *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": str(processes)}  # one thread for each in every way: equal rounding
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(processes),
+        "PYTHONPATH": str(TESTS.parent),
+    }  # one thread for each in every way: equal rounding
     return subprocess.Popen(
         [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -1,10 +1,10 @@
-"""What tests/bench/training.py measures: the commands of every case, by its name."""
+"""What benchmarks/training.py measures: the commands of every case, by its name."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 # 48 conversations of the validation split, of which the 40 that fit into 256 tokens are evaluated.
 DATA = ["trainer.max_length=256", "data.validation_size=48", "data.test_size=0"]

@@ -1,7 +1,7 @@
 """The training script that medtune is measured against: TRL, PEFT and bitsandbytes at TRL's defaults. Knows no medtune.
 
-Command: python tests/bench/plain.py --model FOLDER --rows rows.json --out FOLDER [--r 8 --learning-rate 1e-4 --steps 6]
-(tests/bench/training.py writes the rows, {"train": [{"input_ids", "labels"}], "validation": […]}, and names the folder)
+Command: python benchmarks/plain.py --model FOLDER --rows rows.json --out FOLDER [--r 8 --learning-rate 1e-4 --steps 6]
+(benchmarks/training.py writes the rows, {"train": [{"input_ids", "labels"}], "validation": […]}, and names the folder)
 
 Model, adapter, schedule, batch, seed and rows are those of medtune's run beside it. What TRL decides stays as TRL has
 it: gradient checkpointing on, autocast, the adapter in bfloat16, loss over every position, evaluation in batches of 8.
