@@ -46,7 +46,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def run(members: Sequence[Member], sweep: Path, settings: Settings = ONE) -> None:
     with open_ledger(sweep, ["the", "command"]) as found:
-        found.enter(members)
+        found.add_members(members)
         run_sweep(members, found, settings)
 
 
@@ -120,7 +120,7 @@ def test_a_process_that_was_killed_leaves_an_interrupted_member(tiny_run: Compos
     member.folder.mkdir()
     (member.folder / "run.json").write_text(json.dumps({"status": "running", "configuration": to_plain(member.run)}))
     with open_ledger(tmp_path, []) as found:
-        found.enter([member])
+        found.add_members([member])
     assert rows_of(tmp_path)["lora.r=2"]["status"] == "interrupted"
 
 
@@ -129,7 +129,7 @@ def test_a_hundred_members_with_any_names(tiny_run: Compose, tmp_path: Path) -> 
     words = [f"seed={i},data.path={'long/' * 60}é{i}.jsonl" for i in range(100)]
     members = [Member(word, replace(run, seed=i), folder_of(tmp_path, word)) for i, word in enumerate(words)]
     with open_ledger(tmp_path, []) as found:
-        found.enter(members)
+        found.add_members(members)
     folders = {member.folder for member in members}
     assert len(folders) == len(rows_of(tmp_path)) == 100
     assert all(folder.parent == tmp_path and len(folder.name.encode()) < 255 for folder in folders)
