@@ -113,7 +113,7 @@ def answer_in_batches(
     """
     prompts = [encode(tokenizer, question.messages, add_generation_prompt=True).input_ids for question in asked]
     stops = unwrap_peft(model).generation_config.eos_token_id
-    for places in batches_by_length([len(ids) for ids in prompts], batch, "answer"):
+    for places in batches_by_length([len(ids) for ids in prompts], batch, "answers"):
         if done.issuperset(places):
             continue
         rows = greedy(model, [prompts[place] for place in places], stops, max_new_tokens)

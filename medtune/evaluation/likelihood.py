@@ -7,14 +7,13 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from medtune.data.tokenization.dataset import IGNORE_INDEX
 from medtune.modeling.loss import autocast_for, chunked_logits, find_targets, target_hidden, unwrap_peft
 from medtune.results.metrics import perplexity
 from medtune.runtime import interruption
-from medtune.runtime.progress import show_bars
+from medtune.runtime.progress import track_work
 
 
 @dataclass
@@ -60,7 +59,7 @@ def likelihood(
     mode = model.training
     model.eval()
     with autocast_for(base):
-        for rows in batches_by_length([len(ids) for ids in input_ids], batch, "evaluate"):
+        for rows in batches_by_length([len(ids) for ids in input_ids], batch, "conversations"):
             ids, wanted = padded([input_ids[i] for i in rows], 0), padded([labels[i] for i in rows], IGNORE_INDEX)
             mask, taught = padded([[1] * len(input_ids[i]) for i in rows], 0), find_targets(wanted)
             owners = np.array(rows)[taught.rows.numpy()]
@@ -74,15 +73,18 @@ def likelihood(
     return result
 
 
-def batches_by_length(lengths: Sequence[int], size: int, doing: str) -> Iterator[list[int]]:
-    """Places of rows, longest first (memory is short at once or never), `size` at a time, with a bar."""
+def batches_by_length(lengths: Sequence[int], size: int, unit: str) -> Iterator[list[int]]:
+    """Yields the indices of rows, `size` at a time, and reports progress in `unit`.
+
+    The longest come first: memory runs out at once or never.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    with tqdm(total=len(order), desc=doing, unit=" rows", leave=False, disable=not show_bars()) as bar:
+    with track_work("evaluating", unit, len(order)) as advance:
         for start in range(0, len(order), size):
             interruption.raise_if_requested()
             rows = order[start : start + size]
             yield rows
-            bar.update(len(rows))
+            advance(len(rows))
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from medtune.runtime import progress
-from medtune.runtime.progress import Progress
+from medtune.runtime.progress import Progress, reporting_to, track_work
 
 NAMES = ["lora.r=8", "lora.r=16", "lora.r=32", "lora.r=64"]
 
@@ -174,3 +174,43 @@ def test_steps_of_all_threads_are_counted() -> None:
 def test_a_mistyped_field_is_an_error() -> None:
     with pytest.raises(TypeError, match="eval_los"):
         Progress(NAMES, terminal()).update("lora.r=8", eval_los=1.0)
+
+
+def test_work_reports_its_rate_and_what_is_left(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+    reported: list[dict[str, object]] = []
+    follow = reporting_to(lambda **values: reported.append(values))
+    work = track_work("evaluating the adapter", "answers", 193)
+    with caplog.at_level(logging.INFO), follow, work as advance:
+        for _ in range(4):
+            clock[0] += 10
+            advance(24)
+    assert caplog.messages == [
+        "evaluating the adapter: 48 of 193 answers, 2.4/s, 1:00 left",
+        "evaluating the adapter: 96 of 193 answers, 2.4/s, 0:40 left",
+    ]
+    assert reported[1] == {"work": "answers 48/193", "seconds_left": pytest.approx(145 / 2.4)}
+    assert reported[-1] == {"work": "", "seconds_left": None}, "its end is reported"
+
+
+def test_short_work_says_nothing(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+    with caplog.at_level(logging.INFO), track_work("evaluating", "conversations", 2) as advance:
+        clock[0] += 5
+        advance(2)
+    assert caplog.messages == []
+
+
+def test_work_is_in_the_row_of_its_member_and_in_the_plain_line(
+    caplog: pytest.LogCaptureFixture, clock: list[float]
+) -> None:
+    view = Progress(["medtune"], terminal(80))
+    view.update("medtune", status="running", step=16, steps=16, loss=3.6, eval_loss=3.7, tokens_per_second=620.0)
+    follow = reporting_to(lambda **values: view.update("medtune", **values))
+    with follow, track_work("evaluating", "answers", 193) as advance:
+        clock[0] += 60
+        advance(96)
+        shown = lines(view)
+        assert view.plain_line() == "0 of 1 members done, 1 running: medtune answers 96/193; 1 min left"
+    assert shown[1].endswith("1 min left")
+    assert shown[3] == "medtune     16/16  3.6000   3.7000* answers 96/193   1 min"
+    assert max(map(len, shown)) <= 80
+    assert lines(view)[3] == "medtune     16/16  3.6000   3.7000*      620       -"
