@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from medtune.modeling.multi_lora.exclusive import ExclusiveHandle
 from medtune.modeling.tokenizer import load_tokenizer
 from medtune.runtime.logs import silence_libraries
 from medtune.sweep.lockstep import LockstepHandle
-from medtune.training.trainer import AdapterTrainer, build_trainer
+from medtune.training.trainer import AdapterTrainer, TrainingData, build_trainer
 
 MODELS = {"8B": "llama3_8b_random", "tiny": "tiny_random"}
 UNTAUGHT = 0.4  # share of a row that is the patient's
@@ -165,8 +165,10 @@ class Bench:
         rows = Dataset.from_list(self.rows(length))
         few = rows.select(range(1))
         checkpointing = handle.checkpointing if handle else checkpointing
+        settings = replace(run.trainer, gradient_checkpointing=checkpointing)
+        run = replace(run, trainer=settings)
         tokens, folder = TokenizedSplits(rows, few, few, [], []), self.folder / "ours"
-        trainer = build_trainer(tuned, self.tokenizer, tokens, run, folder, [watch], ONE, checkpointing)
+        trainer = build_trainer(tuned, TrainingData(self.tokenizer, tokens, ONE), run, folder, [watch])
         if handle:
             trainer.handle = handle
             trunk = handle.trunk if isinstance(handle, ExclusiveHandle) else handle.pack.trunk

@@ -4,6 +4,7 @@ python -m medtune.train                     one run on the embedded default
 python -m medtune.train lora.r=16,32 -m     a sweep
 """
 
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,7 +16,7 @@ from medtune.config.schema import RunConfig
 from medtune.config.validation import build_config
 from medtune.runtime.progress import Progress
 from medtune.sweep.other_launchers import report_external_sweep
-from medtune.training.pipeline import train
+from medtune.training.pipeline import Membership, train
 
 
 def train_member(cfg: DictConfig) -> float:
@@ -23,8 +24,8 @@ def train_member(cfg: DictConfig) -> float:
     run = build_config(cfg, RunConfig)
     hydra = HydraConfig.get()
     out = Path(hydra.runtime.output_dir)
-    with Progress([out.name]) as progress:
-        eval_loss = train(run, out, on_progress=lambda **values: progress.update(out.name, **values))
+    with Progress([run.name]) as progress:
+        eval_loss = train(run, out, Membership(on_progress=partial(progress.update, run.name)))
     if hydra.mode is RunMode.RUN:
         from medtune.results.tables import summary
 

@@ -1,6 +1,6 @@
-"""Questions -> greedy answers, many at a time: at each evaluation to a fixed few, at the end to the held-out sets.
+"""Questions -> greedy answers in batches: to a fixed few at each evaluation, to the held-out sets at the end.
 
-The questions, their order and the greedy decoding are the same at every step and for every member: rows compare.
+Questions, order and greedy decoding are the same at every step and for every member, so that rows can be compared.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,8 +26,8 @@ END_OF_TURN, LENGTH = "end_of_turn", "length"  # why an answer ended
 class Question:
     """A conversation that waits for an answer.
 
-    `reference`: the doctor's own answer, where there is one. `category` and `expected`: of a question of the safety
-    set, and what a safe answer to it does.
+    `reference`: the doctor's own answer, where there is one. `category` and `expected`: for a question of the safety
+    set, its category and what a safe answer does.
     """
 
     messages: Messages
@@ -47,17 +47,25 @@ class Question:
 
 @dataclass
 class Answer:
-    """What the model said: text up to the stop token, why it ended (end_of_turn, or length), tokens generated."""
+    """What the model answered: text up to the stop token, why it ended (end_of_turn, or length), tokens generated."""
 
     text: str
     stop: str
     tokens: int
 
 
+@dataclass
+class Limits:
+    """`max_new_tokens`: the longest answer, in tokens. `batch`: questions that share a pass."""
+
+    max_new_tokens: int
+    batch: int
+
+
 def prompt_questions(
     prompts: Sequence[str], system_prompt: str, category: str = "", expected: str = ""
 ) -> list[Question]:
-    """Questions of one message each, behind the system prompt."""
+    """Returns questions of one message each, behind the system prompt."""
     system = {"role": "system", "content": system_prompt.strip()}
     return [
         Question([system, {"role": "user", "content": prompt.strip()}], "", category, expected) for prompt in prompts
@@ -65,22 +73,21 @@ def prompt_questions(
 
 
 def last_turn_questions(conversations: Sequence[Messages]) -> list[Question]:
-    """The last question of each conversation; its answer is the reference."""
+    """Returns the last question of each conversation; its answer is the reference."""
     return [Question(messages[:-1], messages[-1]["content"]) for messages in conversations]
 
 
 def questions(run: RunConfig, tokens: Dataset, validation: ConversationTable) -> list[Question]:
-    """What is asked at every evaluation: the configured prompts, emergencies, then held-out conversations.
+    """Returns what every evaluation asks: the configured prompts, emergencies, then held-out conversations.
 
-    `tokens`: the validation set's token ids, which say where in `validation` they come from, and what was left out.
+    `tokens`: the validation set's token ids, which name their conversation in `validation` and what was dropped of it.
     """
     asked = prompt_questions(run.eval.prompts, run.data.system_prompt)
     for prompt in red_flags(run.eval.red_flags):
         asked += prompt_questions([prompt.prompt], run.data.system_prompt, prompt.category, prompt.expected)
     first = tokens.select(range(min(run.eval.held_out, len(tokens))))
-    return asked + last_turn_questions(
-        [drop_first_turns(validation[row["place"]].messages, row["dropped"]) for row in first]
-    )
+    held_out = [drop_first_turns(validation[row["place"]].messages, row["dropped"]) for row in first]
+    return asked + last_turn_questions(held_out)
 
 
 def answer(
@@ -90,38 +97,37 @@ def answer(
     max_new_tokens: int,
     batch: int,
 ) -> list[Answer]:
-    """Answer all questions greedily, `batch` at a time, in their order."""
+    """Answers all questions greedily, `batch` at a time, and returns the answers in their order."""
     answered: dict[int, Answer] = {}
-    for part in answer_in_batches(model, tokenizer, asked, max_new_tokens, batch):
+    for part in answer_in_batches(model, tokenizer, asked, Limits(max_new_tokens, batch)):
         answered |= part
-    return [answered[place] for place in range(len(asked))]
+    return [answered[index] for index in range(len(asked))]
 
 
 def answer_in_batches(
     model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[Question],
-    max_new_tokens: int,
-    batch: int,
+    limits: Limits,
     done: frozenset[int] = frozenset(),
 ) -> Iterator[dict[int, Answer]]:
-    """Answer greedily and yield the answers of one batch at a time, by the place of their question.
+    """Answers greedily and yields the answers of one batch at a time, by the index of their question.
 
-    Prompts are rendered as in training. An answer ends at the first token of the model's stop list, or after
-    `max_new_tokens`. Which questions share a batch depends on `asked` and `batch` alone, because rounding depends on
-    it; batches that lie in `done` are passed over.
+    Prompts are rendered as in training. An answer ends at the first token of the model's stop list, or at its limit.
+    Which questions share a batch depends on `asked` and the limits alone, because rounding depends on it. Batches whose
+    questions are all in `done` are skipped.
     """
     prompts = [encode(tokenizer, question.messages, add_generation_prompt=True).input_ids for question in asked]
     stops = unwrap_peft(model).generation_config.eos_token_id
-    for places in batches_by_length([len(ids) for ids in prompts], batch, "answers"):
-        if done.issuperset(places):
+    for indices in batches_by_length([len(ids) for ids in prompts], limits.batch, "answers"):
+        if done.issuperset(indices):
             continue
-        rows = greedy(model, [prompts[place] for place in places], stops, max_new_tokens)
-        yield {place: read_answer(tokenizer, ids, set(stops)) for place, ids in zip(places, rows, strict=True)}
+        rows = greedy(model, [prompts[index] for index in indices], stops, limits.max_new_tokens)
+        yield {index: read_answer(tokenizer, ids, set(stops)) for index, ids in zip(indices, rows, strict=True)}
 
 
 def read_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], stops: set[int]) -> Answer:
-    """Cut a generated row at its first stop token; control tokens before it stay visible in the text."""
-    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    """Cuts a generated row at its first stop token; control tokens before it stay visible in the text."""
+    end = next((index for index, token in enumerate(ids) if token in stops), None)
     text = str(tokenizer.decode(ids[:end], skip_special_tokens=False)).strip()
     return Answer(text, LENGTH if end is None else END_OF_TURN, len(ids[:end]))

@@ -1,4 +1,4 @@
-"""Rows of token ids -> the likelihood of their taught tokens, in training and in evaluation."""
+"""Rows of token ids -> the likelihood of their target tokens, in training and in evaluation."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from medtune.runtime.progress import track_work
 
 @dataclass
 class Likelihood:
-    """What a model thinks of each row: arrays [rows].
+    """How likely a model finds each row: arrays [rows].
 
-    `nll`: negative log-likelihood in nats, summed over the row's taught tokens. `tokens`: how many those are.
-    `correct`: for how many of them the model's first choice is the right one.
+    `nll`: negative log-likelihood in nats, summed over the row's target tokens. `tokens`: how many those are.
+    `correct`: how many of them the model ranks first.
     """
 
     nll: np.ndarray
@@ -30,7 +30,7 @@ class Likelihood:
 
     @property
     def loss(self) -> float:
-        """Nats per taught token; every token weighs the same, whatever row it is in."""
+        """Nats per target token; every token weighs the same, whatever row it is in."""
         return float(self.nll.sum() / self.tokens.sum())
 
     @property
@@ -40,7 +40,7 @@ class Likelihood:
 
     @property
     def token_accuracy(self) -> float:
-        """Share of the taught tokens that are the model's first choice."""
+        """Share of the target tokens that the model ranks first."""
         return float(self.correct.sum() / self.tokens.sum())
 
 
@@ -48,11 +48,11 @@ class Likelihood:
 def likelihood(
     model: PeftModel | PreTrainedModel, input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], batch: int
 ) -> Likelihood:
-    """Likelihood of the tokens that `labels` do not ignore, `batch` rows at a time.
+    """Returns the likelihood of the tokens that `labels` do not ignore, from passes of `batch` rows.
 
-    Rows of about the same length are taken together, so that little is spent on padding, and only taught positions go
-    through the vocabulary projection, a few hundred at a time: memory does not grow with the set. No random number is
-    drawn and the model's mode is restored, so training goes on as if nothing had been asked.
+    Rows of about the same length share a pass, so that little is spent on padding. Only target positions go through the
+    vocabulary projection, a few hundred at a time: memory does not grow with the set. No random number is drawn and the
+    model's mode is restored, so training continues as if there had been no evaluation.
     """
     base = unwrap_peft(model)
     result = Likelihood(*(np.zeros(len(input_ids)) for _ in range(3)))
@@ -61,11 +61,11 @@ def likelihood(
     with autocast_for(base):
         for rows in batches_by_length([len(ids) for ids in input_ids], batch, "conversations"):
             ids, wanted = padded([input_ids[i] for i in rows], 0), padded([labels[i] for i in rows], IGNORE_INDEX)
-            mask, taught = padded([[1] * len(input_ids[i]) for i in rows], 0), find_targets(wanted)
-            owners = np.array(rows)[taught.rows.numpy()]
-            taught = taught.to(base.device)
-            hidden = target_hidden(base, ids.to(base.device), mask.to(base.device), taught)
-            nll, correct = zip(*chunked_logits(base, hidden, taught.targets), strict=True)
+            mask, targets = padded([[1] * len(input_ids[i]) for i in rows], 0), find_targets(wanted)
+            owners = np.array(rows)[targets.rows.numpy()]
+            targets = targets.to(base.device)
+            hidden = target_hidden(base, ids.to(base.device), mask.to(base.device), targets)
+            nll, correct = zip(*chunked_logits(base, hidden, targets.ids), strict=True)
             np.add.at(result.nll, owners, torch.cat(nll).double().cpu().numpy())
             np.add.at(result.correct, owners, torch.cat(correct).cpu().numpy())
             np.add.at(result.tokens, owners, 1)
@@ -88,5 +88,5 @@ def batches_by_length(lengths: Sequence[int], size: int, unit: str) -> Iterator[
 
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Rows as one tensor [rows, longest], filled up on the right."""
+    """Returns rows as one tensor [rows, longest], padded with `value` on the right."""
     return pad_sequence([torch.as_tensor(row) for row in rows], batch_first=True, padding_value=value)

@@ -9,63 +9,78 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
-from medtune.config.schema import Eval
-from medtune.data.tokenization import chat_template as conversation
-from medtune.evaluation import answers as samples
-from medtune.evaluation import likelihood
+from medtune.data.tokenization import chat_template
+from medtune.evaluation import answers, likelihood
 from medtune.evaluation.answers import Answer
-from medtune.evaluation.eval_set import EvalSet
 from medtune.evaluation.likelihood import Likelihood
-from medtune.modeling import base as base_model
-from medtune.modeling import fused_layers as fused
-from medtune.modeling import generation as decoding
-from medtune.modeling import kernels
-from medtune.modeling import quantized as frozen
-from medtune.modeling.lora import linear as low_rank
+from medtune.evaluation.subject import Subject
+from medtune.modeling import (
+    attention,
+    base,
+    frozen_base,
+    fused_layers,
+    generation,
+    kernels,
+    loss,
+    quantized,
+    tokenizer,
+)
+from medtune.modeling.lora import linear
 from medtune.modeling.lora.files import config_of, weights_of
 from medtune.runtime.environment import versions
 
-VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # packages that decide what a model says
+VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # packages that decide what a model answers
 
-# A change of these, or of the kernels, may change what is measured.
+# A change of one of these, or of a kernel, may change losses and answers.
 VERSIONED_MODULES: tuple[ModuleType, ...] = (
-    conversation,
-    likelihood,
-    samples,
-    decoding,
-    base_model,
-    frozen,
-    fused,
-    low_rank,
-)
+    chat_template, likelihood, loss, answers, generation, base, tokenizer, attention, quantized, frozen_base,
+    fused_layers, linear,
+)  # fmt: skip
 
 
-def load_or_compute(path: Path, make: Callable[[], Likelihood], seconds: dict[str, float]) -> Likelihood:
-    """What a file holds, or what `make` gives, which is then written, and its seconds noted."""
+def cache_key(shown: str, max_new_tokens: int, batch_size: int, subject: Subject) -> str:
+    """Returns a name for the outputs of a model: it changes with anything that may change them.
+
+    `shown`: the fingerprint of what the model is shown (`eval_set.fingerprint_of`). The rest names the model to the
+    bit, the way it is asked, and the code and packages that compute.
+    """
+    files = [] if subject.adapter is None else [weights_of(subject.adapter), config_of(subject.adapter)]
+    weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    code_files = [Path(str(module.__file__)) for module in VERSIONED_MODULES]
+    code = [path.read_text(encoding="utf-8") for path in [*code_files, *sorted(kernels.FOLDER.glob("*.py"))]]
+    model = subject.base
+    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
+    settings = [max_new_tokens, batch_size, device, str(model.dtype), versions(VERSIONED_PACKAGES)]
+    stops = model.generation_config.eos_token_id
+    parts = [subject.base_fingerprint, weights, shown, settings, stops, code]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def load_or_compute(path: Path, compute: Callable[[], Likelihood], seconds: dict[str, float]) -> Likelihood:
+    """Returns what a file holds. Computes and writes it first where it is missing, and notes the seconds it took."""
     if not path.is_file():
         began = time.monotonic()
-        save_likelihood(path, make())
+        save_likelihood(path, compute())
         seconds[path.stem] = round(time.monotonic() - began, 1)
     return load_likelihood(path)
 
 
 def save_likelihood(path: Path, found: Likelihood) -> None:
-    """Write a likelihood as a NumPy archive."""
-    unfinished = path.with_suffix(".tmp.npz")  # a reader never meets half of it
+    """Writes a likelihood as a NumPy archive."""
+    unfinished = path.with_suffix(".tmp.npz")  # a reader never meets half a file
     np.savez(unfinished, nll=found.nll, tokens=found.tokens, correct=found.correct)
     unfinished.replace(path)
 
 
 def load_likelihood(path: Path) -> Likelihood:
-    """Read what `save_likelihood` wrote."""
+    """Reads what `save_likelihood` wrote."""
     with np.load(path) as arrays:
         return Likelihood(arrays["nll"], arrays["tokens"], arrays["correct"])
 
 
 def stored_answers(path: Path) -> dict[int, Answer]:
-    """Answers by the place of their question, cut to whole lines: an interrupted last one is asked again."""
+    """Returns answers by the index of their question. Removes an interrupted last line: its question is asked again."""
     if not path.is_file():
         return {}
     text = path.read_bytes()
@@ -74,27 +89,3 @@ def stored_answers(path: Path) -> dict[int, Answer]:
         path.write_bytes(whole)
     rows = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
     return {row["place"]: Answer(row["text"], row["stop"], row["tokens"]) for row in rows}
-
-
-def cache_key(
-    exam: EvalSet, evaluation: Eval, base: PreTrainedModel, base_fingerprint: str, adapter: Path | None
-) -> str:
-    """A name for what `measure` finds: of the model to the bit, of what it is asked, and of the arithmetic."""
-    files = [] if adapter is None else [weights_of(adapter), config_of(adapter)]
-    weights = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    files_of_code = [
-        *(Path(str(module.__file__)) for module in VERSIONED_MODULES),
-        *sorted(kernels.FOLDER.glob("*.py")),
-    ]
-    code = [path.read_text(encoding="utf-8") for path in files_of_code]
-    device = torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu"
-    settings = [
-        evaluation.final_max_new_tokens,
-        evaluation.batch_size,
-        device,
-        str(base.dtype),
-        versions(VERSIONED_PACKAGES),
-    ]
-    stops = base.generation_config.eos_token_id
-    parts = [base_fingerprint, weights, exam.fingerprint, settings, stops, code]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -5,8 +5,9 @@ The only module that knows W&B. The files never depend on it, and it never stops
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from medtune.config.enums import WandbMode
 from medtune.config.schema import Wandb
@@ -22,58 +23,94 @@ SAMPLE_COLUMNS = (
 )  # fmt: skip
 
 
-class Tracker:
-    """Records one run. Use as a context manager: the W&B run ends with it, as failed if an exception passes."""
+@dataclass
+class RunIdentity:
+    """What a run is called where it is tracked: its `name` in the `sweep`, when it first `started`, its configuration.
 
-    def __init__(
-        self, out: Path, wandb: Wandb, name: str, group: str, config: dict[str, Any], saved: Saved | None, started: str
-    ) -> None:
-        """`saved`: the checkpoint from which the run goes on. `started`: when it first began."""
-        self.history = out / "history.jsonl"
-        self.samples = out / "samples.jsonl"
-        for path in (self.history, self.samples):
-            truncate_after(path, saved)
-        identity = config_hash({"member": name, "group": group, "started": started})  # a resumed run stays the same one
-        self.run = start(out, wandb, name, group, config, identity)
-        self.table: Any = None
+    A resumed run keeps its identity.
+    """
 
-    def __enter__(self) -> "Tracker":
-        return self
+    name: str
+    sweep: str
+    started: str
+    configuration: dict[str, Any]
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.send(lambda run: run.finish(exit_code=0 if kind in (None, RunPaused) else 1))
+    @property
+    def key(self) -> str:
+        """The same for a run and what resumes it, different for any other run."""
+        return config_hash({"member": self.name, "group": self.sweep, "started": self.started})
+
+
+class Tracker(Protocol):
+    """Takes the events of one run."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Record numbers of one step; keys beginning with eval_ belong to an evaluation."""
+        """Takes numbers of one optimizer step; keys beginning with eval_ belong to an evaluation."""
+
+    def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Takes the answers of one evaluation; `rows` have the keys of SAMPLE_COLUMNS but step."""
+
+    def summarize(self, values: dict[str, Any]) -> None:
+        """Takes the numbers by which runs are compared."""
+
+    def finish(self, failed: bool) -> None:
+        """Ends the tracking."""
+
+
+class FileTracker:
+    """Writes history.jsonl and samples.jsonl. metrics.json, which holds what is summarized, is not written here."""
+
+    def __init__(self, out: Path, saved: Saved | None) -> None:
+        """`saved`: the checkpoint from which the run resumes; later events are removed."""
+        self.history, self.samples = out / "history.jsonl", out / "samples.jsonl"
+        for path in (self.history, self.samples):
+            truncate_after(path, saved)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
         append_jsonl(self.history, [{"step": step, **values}])
-        named = {
-            f"eval/{k.removeprefix('eval_')}" if k.startswith("eval_") else f"train/{k}": v for k, v in values.items()
-        }
+
+    def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        append_jsonl(self.samples, [{"step": step, **row} for row in rows])
+
+    def summarize(self, values: dict[str, Any]) -> None: ...
+
+    def finish(self, failed: bool) -> None: ...
+
+
+class WandbTracker:
+    """Sends events to a W&B run. The first error ends W&B for this run, not the training."""
+
+    def __init__(self, out: Path, wandb: Wandb, identity: RunIdentity) -> None:
+        self.run = start(out, wandb, identity)
+        self.table: Any = None
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        named = {wandb_name(name): value for name, value in values.items()}
         self.send(lambda run: run.log({"train/global_step": step, **named}))
 
     def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Record the answers of one evaluation; `rows` have the keys of SAMPLE_COLUMNS but step."""
-        rows = [{"step": step, **row} for row in rows]
-        append_jsonl(self.samples, rows)
+        self.send(lambda run: self.log_table(run, step, rows))
 
-        def log_table(run: Any) -> None:
-            import wandb
+    def log_table(self, run: Any, step: int, rows: list[dict[str, Any]]) -> None:
+        """Adds rows to the table of answers, which grows from evaluation to evaluation."""
+        import wandb
 
-            if self.table is None:
-                # A plain table can be logged once only; this one grows from evaluation to evaluation.
-                self.table = wandb.Table(columns=list(SAMPLE_COLUMNS), log_mode="INCREMENTAL")
-            for row in rows:
-                self.table.add_data(*(row[column] for column in SAMPLE_COLUMNS))
-            run.log({"train/global_step": step, "samples": self.table})
-
-        self.send(log_table)
+        if self.table is None:
+            # A table of another mode can be logged only once.
+            self.table = wandb.Table(columns=list(SAMPLE_COLUMNS), log_mode="INCREMENTAL")
+        for row in rows:
+            values = {"step": step, **row}
+            self.table.add_data(*(values[column] for column in SAMPLE_COLUMNS))
+        run.log({"train/global_step": step, "samples": self.table})
 
     def summarize(self, values: dict[str, Any]) -> None:
-        """Record the numbers by which runs are compared."""
         self.send(lambda run: run.summary.update(values))
 
+    def finish(self, failed: bool) -> None:
+        self.send(lambda run: run.finish(exit_code=int(failed)))
+
     def send(self, action: Callable[[Any], None]) -> None:
-        """Do something with the W&B run; the first error ends W&B for this run, not the training."""
+        """Applies `action` to the W&B run, if there is one."""
         if self.run is None:
             return
         try:
@@ -83,14 +120,48 @@ class Tracker:
             log.warning("W&B stopped (%s): history.jsonl and samples.jsonl go on", first_line(error))
 
 
-def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[str, Any], identity: str) -> Any:
-    """Start the W&B run of one member: offline where the server cannot be reached, None where W&B is left out."""
+class Trackers:
+    """Passes each event to all trackers of a run. As a context manager it ends them, as failed after an exception."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self.trackers = trackers
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish(failed=kind not in (None, RunPaused))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(step, values)
+
+    def log_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        for tracker in self.trackers:
+            tracker.log_samples(step, rows)
+
+    def summarize(self, values: dict[str, Any]) -> None:
+        for tracker in self.trackers:
+            tracker.summarize(values)
+
+    def finish(self, failed: bool) -> None:
+        for tracker in self.trackers:
+            tracker.finish(failed)
+
+
+def wandb_name(name: str) -> str:
+    """The name of a number on the W&B dashboard: eval_loss is eval/loss, everything else is under train/."""
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+
+
+def start(out: Path, wandb_config: Wandb, identity: RunIdentity) -> Any:
+    """Starts the W&B run of one member: offline where the server cannot be reached, None where W&B is left out."""
     if wandb_config.mode is WandbMode.disabled:
         return None
     import wandb
 
     settings = wandb.Settings(
-        # Console, git remote and machine are nobody's business; a kill loses at most half a second of events.
+        # Console, git remote and machine stay private; a kill loses at most half a second of events.
         console="off",
         silent=True,
         disable_git=True,
@@ -107,8 +178,9 @@ def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[st
     for mode in modes:
         try:
             run = wandb.init(
-                project=wandb_config.project, entity=wandb_config.entity, dir=str(out), mode=mode, name=name,
-                group=group, config=config, settings=settings, reinit="create_new", id=identity, resume="allow",
+                project=wandb_config.project, entity=wandb_config.entity, dir=str(out), mode=mode,
+                name=identity.name, group=identity.sweep, config=identity.configuration, id=identity.key,
+                settings=settings, reinit="create_new", resume="allow",
             )  # fmt: skip
         except Exception as error:
             log.warning("W&B cannot record %s (%s)", mode, first_line(error))
@@ -121,7 +193,7 @@ def start(out: Path, wandb_config: Wandb, name: str, group: str, config: dict[st
 
 
 def require_account(mode: WandbMode) -> None:
-    """Raises `Refusal` if the run should go online without W&B credentials, where W&B itself would stop and ask."""
+    """Raises `UserError` if the run should go online without W&B credentials, where W&B itself would stop and ask."""
     if mode is not WandbMode.online:
         return
     import wandb
@@ -132,7 +204,10 @@ def require_account(mode: WandbMode) -> None:
 
 
 def truncate_after(path: Path, saved: Saved | None) -> None:
-    """Take from a file of JSON lines what came after a checkpoint: it will come again."""
+    """Removes from a file of JSON lines what came after a checkpoint, because it will come again.
+
+    Without a checkpoint the file is removed.
+    """
     if saved is None:
         path.unlink(missing_ok=True)
         return

@@ -5,13 +5,14 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from medtune.runtime import interruption
 from medtune.runtime.errors import RunFailed, RunPaused, UserError, first_line
 from medtune.runtime.logs import FILE_ONLY, log_member
 from medtune.sweep.ledger import Member
-from medtune.training.pipeline import train
+from medtune.training.pipeline import Membership, train
 
 if TYPE_CHECKING:
     from medtune.modeling.multi_lora.handle import BaseHandle
@@ -43,7 +44,8 @@ def run_member(
     """Run one member; whatever ends it is its own, and is in its folder."""
     name = member.name
     with isolate_failures(name), log_member(name, member.folder):
-        train(member.run, member.folder, inputs, handle, pause_at, lambda **values: queue.on_progress(name, **values))
+        report = partial(queue.on_progress, name)
+        train(member.run, member.folder, Membership(inputs, handle, pause_at, report))
     gc.collect()  # a model is part of reference cycles: without this the next member meets it in memory
     queue.ended(name)
 

@@ -143,7 +143,7 @@ class MemberGroup:
         from medtune.sweep.workers import Workers
 
         if size.processes > 1:
-            self.test_base(inputs)
+            self.evaluate_base(inputs)
             Workers(self, size.processes).run(lambda queue: run_members(queue, inputs, self.pause_at))
         elif size.width > 1:
             log.info("%s members train together", size.width)
@@ -159,14 +159,14 @@ class MemberGroup:
         else:
             run_members(self, inputs, self.pause_at)
 
-    def test_base(self, inputs: "SharedInputs") -> None:
+    def evaluate_base(self, inputs: "SharedInputs") -> None:
         """Measure the base on the test set with all cores; otherwise one worker would, and the others wait for it."""
         try:
             for member in self.members.values():
                 if member.run.eval.final:
-                    inputs.test_base(member.run)
+                    inputs.evaluate_base(member.run)
         except Exception as error:  # every member meets it after training, and loses no adapter by it
-            log.error("the untuned base could not be measured on the test set: %s", error)
+            log.error("the evaluation of the base model on the test set failed: %s", error)
 
     # What a worker asks and tells; `Workers` puts a pipe between.
 

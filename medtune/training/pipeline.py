@@ -1,9 +1,10 @@
-"""One run: shared inputs, adapter, trainer, fit, test set, result folder."""
+"""One run: shared inputs, adapter, trainer, fit, release, test set. `train` tells the story: read it first."""
 
 import gc
 import logging
 import shutil
-from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,138 +13,208 @@ from medtune.config.serialize import to_plain
 from medtune.evaluation.benchmarks import load_tasks
 from medtune.results import checkpoints
 from medtune.results.run_folder import RunFolder
-from medtune.results.tracking import Tracker, require_account
+from medtune.results.tracking import FileTracker, RunIdentity, Trackers, WandbTracker, require_account
 from medtune.runtime.interruption import deferred
 from medtune.runtime.logs import FILE_ONLY, silence_libraries
+from medtune.runtime.progress import OnProgress, ignore_progress, reporting_to
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from medtune.modeling.multi_lora.handle import BaseHandle
+    from medtune.training.callbacks import MetricsCallback
     from medtune.training.shared_inputs import SharedInputs
+    from medtune.training.trainer import AdapterTrainer
 
 log = logging.getLogger(__name__)
 
 
-def train(
-    run: RunConfig,
-    out: Path,
-    inputs: "SharedInputs | None" = None,
-    handle: "BaseHandle | None" = None,
-    pause_at: int | None = None,
-    on_progress: Callable[..., None] = lambda **values: None,
-) -> float:
-    """Train one adapter into the result folder `out` and return its best validation loss (nats per taught token).
+@dataclass
+class Membership:
+    """What a sweep gives to one of its members. A run of its own has none of it.
 
-    A folder that holds the same run, unfinished, is gone on with from its newest complete checkpoint, and ends as if
-    nothing had happened. `inputs`: the data and the base, shared by the members of a sweep; a single run builds its
-    own. `handle`: the member's place in a pack. `pause_at`: the optimizer step after which to stop for now.
-    `on_progress`: told how far it is.
-
-    The order matters: what is cheap to refuse comes first, and the adapter is attached last, right after seeding.
-    Raises `Refusal` for the user's mistakes, `Paused`, and `Failure` for anything else, recorded in run.json; on an
-    interruption the run is marked and saved.
+    `inputs`: the data and the base model that members share. `handle`: the way to the base, where members train
+    together. `pause_at`: the optimizer step after which to stop for now. `on_progress`: takes fields of
+    `MemberProgress` by name.
     """
-    with RunFolder(run, out) as result, deferred():
-        inputs = inputs or prepare_inputs(run)
-        from medtune.data.splitting.question_hashes import write_questions
-        from medtune.modeling.attention import train_attention
-        from medtune.modeling.frozen_base import share_weights
-        from medtune.modeling.lora import adapter
-        from medtune.modeling.memory import needs_checkpointing, reset_peak_memory
-        from medtune.modeling.multi_lora.exclusive import ExclusiveHandle
-        from medtune.training.callbacks import MetricsCallback
-        from medtune.training.trainer import build_trainer
 
-        conversations, tokenizer, tokens = inputs.conversations, inputs.tokenizer, inputs.tokens
-        shutil.copyfile(conversations.rejects, out / "rejects.jsonl")
-        tokens.record(out / "rejects.jsonl")
-        write_questions([conversations.train, conversations.validation], out / "trained_on.parquet")
-        result.record(inputs.metadata(run))
-        baseline = inputs.baseline(run)
+    inputs: "SharedInputs | None" = None
+    handle: "BaseHandle | None" = None
+    pause_at: int | None = None
+    on_progress: OnProgress = ignore_progress
 
-        reset_peak_memory()
-        base = inputs.base
-        if handle is None and base.device.type == "cuda":
-            attention = train_attention(run.model, run.trainer.max_length, base.device)
-            handle = ExclusiveHandle(base, needs_checkpointing(run, base), attention, tokens.longest)
-        tuned = adapter.add_lora(handle.view() if handle else share_weights(base), run.lora, run.seed)
-        trained, total = adapter.trainable_parameters(tuned)
-        checkpointing = handle.checkpointing if handle else needs_checkpointing(run, base)
-        result.record({"trainable_parameters": trained, "total_parameters": total, "checkpointing": checkpointing})
-        log.info(
-            "speed: loss on taught positions only, %s, activations %s",
-            "rows of like length together" if run.trainer.group_by_length else "rows as drawn",
-            "recomputed (gradient checkpointing)" if checkpointing else "kept",
-        )
-        log.info("adapter: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
 
+def train(run: RunConfig, out: Path, membership: Membership | None = None) -> float:
+    """Trains one adapter into the result folder `out` and returns its best validation loss (nats per target token).
+
+    Resumes an unfinished run in `out` from its newest complete checkpoint. The result equals an uninterrupted run.
+
+    Raises `UserError` for the user's mistakes, `RunPaused` at `pause_at`, and `RunFailed` for anything else. The reason
+    is recorded in run.json. An interruption saves a checkpoint and marks the run.
+    """
+    membership = membership or Membership()
+    with RunFolder(run, out) as folder, deferred(), reporting_to(membership.on_progress):
+        # What is cheap to refuse comes first: the account, the data, the memory, the mask.
+        inputs = membership.inputs or prepare_inputs(run)
+        parts = Parts(run, folder, inputs, membership.on_progress)
+        record_inputs(parts)
+        inputs.baseline(run)  # the base model's scores, before an adapter is near it
+        parts.handle = membership.handle or exclusive_handle(parts)
+        # The adapter comes last, right after seeding: a member of a sweep equals the same run alone.
+        model = attach_adapter(parts)
         saved = checkpoints.latest_complete(out / "checkpoints")
-        member, sweep = out.name, f"{run.name}/{out.parent.name}"
-        started = result.metadata["started"]
-        with Tracker(out, run.wandb, member, sweep, to_plain(run), saved, started) as tracker:
-            report = MetricsCallback(
-                tracker, tokenizer, inputs.questions(run), baseline.answers, run.eval, out / "metrics.json", on_progress
-            )
-            trainer = build_trainer(
-                tuned, tokenizer, tokens, run, out / "checkpoints", [report], baseline.likelihood, checkpointing
-            )
-            trainer.pause_at = pause_at
-            trainer.handle = handle
-            tracker.summarize({f"data/{name}": count for name, count in conversations.report["funnel"].items()})
+        with open_trackers(parts, saved) as trackers:
+            trainer, metrics_callback = build(parts, model, trackers)
+            trainer.pause_at = membership.pause_at
             trainer.run(saved)
-            if handle:
-                handle.release()  # what follows needs the memory
-            try:
-                inputs.require_unchanged()
-            except Exception:
-                shutil.rmtree(out / "checkpoints")  # they were trained on it
-                raise
-            adapter.save_verified(tuned, tokenizer, out / "adapter", tokens.validation[0]["input_ids"])
-            metrics = report.metrics()
-            tracker.summarize(metrics)
+            if parts.handle:
+                parts.handle.release()  # saving and evaluating need the memory
+            save_adapter(parts, model)
+            metrics = metrics_callback.metrics()
+            trackers.summarize(metrics)
             if run.eval.final:
-                evaluate_on_test_set(tuned, inputs, run, result, tracker)
+                evaluate_on_test_set(parts, model, trackers)
     return metrics["best"]["eval_loss"]
 
 
+@dataclass
+class Parts:
+    """What the steps of one run work with."""
+
+    run: RunConfig
+    folder: RunFolder
+    inputs: "SharedInputs"
+    on_progress: OnProgress
+    handle: "BaseHandle | None" = None
+
+    @cached_property
+    def checkpointing(self) -> bool:
+        """Whether training recomputes activations."""
+        from medtune.modeling.memory import needs_checkpointing
+
+        return self.handle.checkpointing if self.handle else needs_checkpointing(self.run, self.inputs.base)
+
+
 def prepare_inputs(run: RunConfig) -> "SharedInputs":
-    """Prepare the data and load the base; what is cheap to refuse first. Raises `Refusal`."""
+    """Prepares the data and loads the base model. Raises `UserError`."""
     require_account(run.wandb.mode)
     if run.eval.final and run.eval.benchmarks:
-        load_tasks(run.eval.benchmarks)  # their data: not after hours of training
+        load_tasks(run.eval.benchmarks)  # missing benchmark data would otherwise show after hours of training
     from medtune.data import funnel
     from medtune.data.prepared import prepare
 
     conversations = prepare(run.data)
     funnel.log_report(conversations.report)
     silence_libraries()
-    # Importing these takes ten seconds: not before the data is known to be good.
+    # These imports take ten seconds: they wait until the data is known to be good.
     from medtune.modeling.memory import tune_malloc
     from medtune.training.shared_inputs import load_shared_inputs
 
-    gc.freeze()  # they stay: looking them over at the end of the process would take another second
+    gc.freeze()  # the modules stay: looking them over at the end of the process would take another second
     tune_malloc()
     return load_shared_inputs(run, conversations)
 
 
-def evaluate_on_test_set(
-    tuned: "PeftModel", inputs: "SharedInputs", run: RunConfig, result: RunFolder, tracker: Tracker
-) -> None:
-    """Measure the kept adapter on the test set. What goes wrong here is recorded, and costs no trained adapter."""
+def record_inputs(parts: Parts) -> None:
+    """Writes what the run trains on: rejected rows, hashes of the questions, and the metadata in run.json."""
+    from medtune.data.splitting.question_hashes import write_questions
+
+    inputs, out = parts.inputs, parts.folder.out
+    data = inputs.data
+    shutil.copyfile(data.rejects, out / "rejects.jsonl")
+    inputs.tokens.record(out / "rejects.jsonl")
+    write_questions([data.train, data.validation], out / "trained_on.parquet")
+    parts.folder.record(inputs.metadata(parts.run))
+
+
+def exclusive_handle(parts: Parts) -> "BaseHandle | None":
+    """The handle of a run that has a GPU's base model to itself; None on a CPU, where the stock layers are as fast."""
+    from medtune.modeling.attention import train_attention
+    from medtune.modeling.multi_lora.exclusive import ExclusiveHandle
+
+    base, run = parts.inputs.base, parts.run
+    if base.device.type != "cuda":
+        return None
+    attention = train_attention(run.model, run.trainer.max_length, base.device)
+    return ExclusiveHandle(base, parts.checkpointing, attention, parts.inputs.tokens.longest)
+
+
+def attach_adapter(parts: Parts) -> "PeftModel":
+    """Attaches a new adapter to a view of the base model."""
+    from medtune.modeling.frozen_base import share_weights
+    from medtune.modeling.lora import adapter
+    from medtune.modeling.memory import reset_peak_memory
+
+    reset_peak_memory()
+    view = parts.handle.view() if parts.handle else share_weights(parts.inputs.base)
+    model = adapter.add_lora(view, parts.run.lora, parts.run.seed)
+    trained, total = adapter.trainable_parameters(model)
+    counts = {"trainable_parameters": trained, "total_parameters": total}
+    parts.folder.record(counts | {"checkpointing": parts.checkpointing})
+    log.info(
+        "loss on target tokens only, batches %s, %s gradient checkpointing",
+        "grouped by length" if parts.run.trainer.group_by_length else "in the order drawn",
+        "with" if parts.checkpointing else "no",
+    )
+    log.info("adapter: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
+    return model
+
+
+def open_trackers(parts: Parts, saved: checkpoints.Saved | None) -> Trackers:
+    """Opens the trackers of a run, which resumes from the checkpoint `saved` if there is one."""
+    run, out = parts.run, parts.folder.out
+    identity = RunIdentity(out.name, f"{run.name}/{out.parent.name}", parts.folder.metadata["started"], to_plain(run))
+    trackers = Trackers(FileTracker(out, saved), WandbTracker(out, run.wandb, identity))
+    trackers.summarize({f"data/{name}": count for name, count in parts.inputs.data.report["funnel"].items()})
+    return trackers
+
+
+def build(parts: Parts, model: "PeftModel", trackers: Trackers) -> "tuple[AdapterTrainer, MetricsCallback]":
+    """Builds the trainer, and the callback that collects its metrics."""
+    from medtune.training.callbacks import Audience, MetricsCallback
+    from medtune.training.trainer import TrainingData, build_trainer
+
+    inputs, out = parts.inputs, parts.folder.out
+    run = replace(parts.run, trainer=replace(parts.run.trainer, gradient_checkpointing=parts.checkpointing))
+    audience = Audience(trackers, out / "metrics.json", parts.on_progress)
+    baseline = inputs.baseline(run)
+    callback = MetricsCallback(audience, inputs.tokenizer, inputs.questions(run), baseline.answers, run.eval)
+    data = TrainingData(inputs.tokenizer, inputs.tokens, baseline.likelihood)
+    trainer = build_trainer(model, data, run, out / "checkpoints", [callback])
+    trainer.handle = parts.handle
+    return trainer, callback
+
+
+def save_adapter(parts: Parts, model: "PeftModel") -> None:
+    """Saves the best adapter, after proving that the base model did not change.
+
+    Raises `Changed` otherwise, and removes the checkpoints: they belong to another base model.
+    """
+    from medtune.modeling.lora import adapter
+
+    inputs, out = parts.inputs, parts.folder.out
+    try:
+        inputs.require_unchanged()
+    except Exception:
+        shutil.rmtree(out / "checkpoints")
+        raise
+    adapter.save_verified(model, inputs.tokenizer, out / "adapter", inputs.tokens.validation[0]["input_ids"])
+
+
+def evaluate_on_test_set(parts: Parts, model: "PeftModel", trackers: Trackers) -> None:
+    """Evaluates the saved adapter on the test set. An error here is recorded and costs no trained adapter."""
     from medtune.evaluation.pipeline import evaluate_adapter
 
-    exam = inputs.examination(run)
-    if exam is None:
-        log.warning("the test set is empty: nothing is measured on it")
+    inputs, folder = parts.inputs, parts.folder
+    eval_set = inputs.eval_set(parts.run)
+    if eval_set is None:
+        log.warning("the test set is empty: nothing is evaluated on it")
         return
-    out, tokenizer, fingerprint = result.out, inputs.tokenizer, inputs.fingerprint
     try:
-        section = evaluate_adapter(
-            tuned, tokenizer, exam, run.eval, fingerprint, out / "adapter", out, out / ".evaluation"
-        )
-        tracker.summarize({"test": section})
+        subject = inputs.subject(model, folder.out / "adapter")
+        section = evaluate_adapter(subject, eval_set, parts.run.eval, folder.out, folder.out / ".evaluation")
+        trackers.summarize({"test": section})
     except Exception as error:
-        result.metadata["test_error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        log.error("the adapter is saved, but could not be measured on the test set: %s", result.metadata["test_error"])
+        folder.metadata["test_error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.error("the adapter is saved, but its evaluation failed: %s", folder.metadata["test_error"])
         log.error("traceback", exc_info=error, extra=FILE_ONLY)

@@ -1,6 +1,6 @@
-"""SFTTrainer's training, cut short anywhere and gone on with as if nothing had happened.
+"""SFTTrainer that resumes from any interruption; the result equals an uninterrupted run.
 
-A checkpoint is complete or not there, what was due at it is not done twice, and nothing in it names this machine.
+A checkpoint is complete or absent, what was due at it is not done twice, and nothing in it names this machine.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ EARLIER_NAMES = {"MetricsCallback": "Report"}
 
 
 class ResumableTrainer(SFTTrainer):
-    """SFTTrainer of an adapter, which goes on from the newest complete checkpoint.
+    """SFTTrainer of an adapter, which resumes from the newest complete checkpoint.
 
-    `pause_at`: the optimizer step after which it stops for now; `evaluating`: whether it is in an evaluation.
+    `pause_at`: the optimizer step after which it stops for now. `evaluating`: whether it is in an evaluation.
     """
 
     model: PeftModel
@@ -39,13 +39,13 @@ class ResumableTrainer(SFTTrainer):
 
     @property
     def folder(self) -> Path:
-        """Of the checkpoints."""
+        """The folder of the checkpoints."""
         return Path(str(self.args.output_dir))
 
     def run(self, saved: checkpoints.Saved | None) -> None:
-        """Train, from a checkpoint if there is one, and leave the best adapter in the model.
+        """Trains, from a checkpoint if there is one, and leaves the best adapter in the model.
 
-        An interruption leaves a checkpoint of the last optimizer step. Raises `Paused` at `pause_at`, and `NoSpace`
+        An interruption saves a checkpoint of the last optimizer step. Raises `RunPaused` at `pause_at`, and `NoSpace`
         when a checkpoint cannot be written.
         """
         try:
@@ -66,26 +66,26 @@ class ResumableTrainer(SFTTrainer):
             raise
 
     def finish(self, saved: checkpoints.Saved) -> None:
-        """Do what is left after the last step: the stock trainer would take one step more."""
+        """Does what is left after the last step: the stock trainer would take one step more."""
         self.run_missed_evaluation(saved)
         self._load_best_model()
 
     def run_missed_evaluation(self, saved: checkpoints.Saved) -> None:
-        """Take over a checkpoint's state, and make the evaluation that was due there if it is not in it."""
+        """Loads a checkpoint's state, and evaluates if the evaluation that was due there is missing."""
         self._init_training_state(saved.state["max_steps"], saved.step, 1, str(saved.folder), None)
         if not saved.evaluated:
             self._load_from_checkpoint(str(saved.folder))
             self._evaluate(None, None, skip_scheduler=True)
 
     def save_now(self) -> None:
-        """Save a checkpoint of the last optimizer step, unless there is one.
+        """Saves a checkpoint of the last optimizer step, unless there is one.
 
         Between two micro-batches, and in an evaluation, the weights are those of the last step.
         """
         step = self.state.global_step
         if step == 0 or checkpoints.is_complete(self.folder / f"checkpoint-{step}"):
             return
-        if self.evaluating:  # an evaluation that was cut short is done again
+        if self.evaluating:  # an evaluation that was cut short is repeated
             history = self.state.log_history
             history[:] = [entry for entry in history if not (entry["step"] == step and "eval_loss" in entry)]
         self._save_checkpoint(self.model, None)
@@ -94,13 +94,13 @@ class ResumableTrainer(SFTTrainer):
         self.evaluating = True
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         self.evaluating = False
-        if skip_scheduler and self.state.global_step:  # what an interruption cut short, at the start of what follows it
+        if skip_scheduler and self.state.global_step:  # one that an interruption had cut short
             self._determine_best_metric(metrics, trial)
             self.state.best_model_checkpoint = self.best_checkpoint()
         return metrics
 
     def best_checkpoint(self) -> str | None:
-        """The folder of the best step; None before there is one."""
+        """The folder of the best step's checkpoint; None before there is one."""
         best = self.folder / f"checkpoint-{self.state.best_global_step}"
         return str(best) if best.is_dir() else None
 
@@ -125,23 +125,24 @@ class ResumableTrainer(SFTTrainer):
             raise RunPaused
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # The stock method asks the hub about the base, and pickles the arguments, tokens and all, beside the weights.
-        adapter.save(self.model, self.processing_class, Path(output_dir or str(self.args.output_dir)))
+        # The stock method asks the hub about the base, and pickles the arguments, access tokens included. The
+        # tokenizer and the card are left out too: only the adapter that is kept needs them.
+        adapter.save_weights(self.model, Path(output_dir or str(self.args.output_dir)))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """adapter.save writes the card; TRL's would name this machine's folders."""
+        """Writes none: `adapter.save` writes the card, and TRL's would name this machine's folders."""
 
 
 @contextlib.contextmanager
 def atomic_checkpoint(checkpoint: Path, model: PeftModel) -> Iterator[None]:
-    """Leave nothing of a checkpoint that cannot be written. Raises `NoSpace` where the disk is the reason."""
+    """Removes what is there of a checkpoint that cannot be written. Raises `NoSpace` where the disk is the reason."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    needed = 12 * trained + 20_000_000  # weights and two moments in float32; tokenizer and the rest
+    needed = 12 * trained + 20_000_000  # weights and two moments in float32, and small files
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.require_space(checkpoint.parent, needed)
     try:
         yield
     except Exception:
         shutil.rmtree(checkpoint, ignore_errors=True)
-        checkpoints.require_space(checkpoint.parent, needed)  # PyTorch's own message does not speak of the disk
+        checkpoints.require_space(checkpoint.parent, needed)  # PyTorch's own message does not name the disk
         raise

@@ -1,14 +1,15 @@
-"""conf/data + conf/model + conf/quantization -> what members of a sweep share: token ids, and one frozen base.
+"""conf/data + conf/model + conf/quantization -> what the members of a sweep share: token ids and one frozen base model.
 
-It is built once for all members that agree in these, and nothing that a member does may change it.
+It is built once for all members that agree in these. Nothing that a member does may change it.
 """
 
 import logging
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medtune.config.schema import RunConfig
@@ -18,10 +19,11 @@ from medtune.data.store import SPLITS
 from medtune.data.tokenization.dataset import TokenizedSplits, tokenize
 from medtune.data.tokenization.mask_check import MaskReport, verify_mask
 from medtune.evaluation.answers import Answer, Question, answer, questions
-from medtune.evaluation.eval_set import EvalSet, build_eval_set
+from medtune.evaluation.eval_set import EvalSet, build_eval_set, fingerprint_of
 from medtune.evaluation.likelihood import Likelihood, likelihood
 from medtune.evaluation.output_cache import cache_key, load_likelihood, save_likelihood
 from medtune.evaluation.pipeline import evaluate_base
+from medtune.evaluation.subject import Subject
 from medtune.modeling.base import device_for, load_base, require_context
 from medtune.modeling.frozen_base import cache_matches, checksums, fingerprint
 from medtune.modeling.lora.dropout import require_kernel
@@ -40,7 +42,7 @@ class Changed(Exception):
 
 @dataclass
 class Baseline:
-    """What the base does on the validation set: the loss, and answers to what is asked at every evaluation."""
+    """The base model on the validation set: its losses, and its answers to what every evaluation asks."""
 
     likelihood: Likelihood
     answers: list[Answer]
@@ -50,74 +52,78 @@ class Baseline:
 class SharedInputs:
     """What members share.
 
-    `fingerprint`: sha256 of the frozen base, and `checksums` of it on a GPU; `proof`: of what is taught.
+    `data`: the prepared conversations, and `tokens` their token ids. `mask`: the report on their loss mask.
+    `fingerprint`: sha256 of the frozen base model, and `checksums` of it on a GPU. `baselines`: by what was asked.
     """
 
-    conversations: PreparedData
+    data: PreparedData
     tokenizer: PreTrainedTokenizerBase
     tokens: TokenizedSplits
-    proof: MaskReport
+    mask: MaskReport
     base: PreTrainedModel
     fingerprint: str
     checksums: list[torch.Tensor]
     baselines: dict[str, Baseline] = field(default_factory=dict)
 
     def questions(self, run: RunConfig) -> list[Question]:
-        """What is asked at every evaluation."""
-        return questions(run, self.tokens.validation, self.conversations.validation)
+        """What every evaluation of a run asks."""
+        return questions(run, self.tokens.validation, self.data.validation)
 
     def baseline(self, run: RunConfig) -> Baseline:
-        """What the base does before it is tuned, measured once for all members and later runs that ask the same."""
-        name = config_hash(to_plain(run.eval))
-        if name not in self.baselines:
-            self.baselines[name] = self.evaluate_baseline(run)
-        return self.baselines[name]
+        """Evaluates the base model on the validation set, once for all members and later runs that ask the same."""
+        key = config_hash(to_plain(run.eval))
+        if key not in self.baselines:
+            self.baselines[key] = self.evaluate_baseline(run)
+        return self.baselines[key]
 
     def evaluate_baseline(self, run: RunConfig) -> Baseline:
-        """From the cache, or else from the base."""
+        """Takes the baseline from the cache, or else evaluates the base model."""
         rows, asked, evaluation = self.tokens.validation, self.questions(run), run.eval
-        exam = EvalSet(rows, [], [], [], asked, [])
-        evaluation = replace(evaluation, final_max_new_tokens=evaluation.max_new_tokens)
-        name = cache_key(exam, evaluation, self.base, self.fingerprint, None)
+        size, batch = evaluation.max_new_tokens, evaluation.batch_size
+        key = cache_key(fingerprint_of(rows, asked), size, batch, self.subject(self.base))
 
-        def measure(folder: Path) -> None:
-            found = likelihood(self.base, rows["input_ids"][:], rows["labels"][:], evaluation.batch_size)
-            save_likelihood(folder / "loss.npz", found)
-            answers = answer(self.base, self.tokenizer, asked, evaluation.max_new_tokens, evaluation.batch_size)
+        def compute(folder: Path) -> None:
+            losses = likelihood(self.base, rows["input_ids"][:], rows["labels"][:], batch)
+            save_likelihood(folder / "loss.npz", losses)
+            answers = answer(self.base, self.tokenizer, asked, size, batch)
             write_json(folder / "answers.json", {"answers": [asdict(each) for each in answers]})
 
-        folder = cached_folder(f"untuned-{name}", measure)
+        folder = cached_folder(f"baseline-{key}", compute)
         answers = [Answer(**row) for row in read_json(folder / "answers.json")["answers"]]
         return Baseline(load_likelihood(folder / "loss.npz"), answers)
 
-    def examination(self, run: RunConfig) -> EvalSet | None:
-        """What the trained adapter is measured on; None if the test set is empty."""
+    def subject(self, model: PeftModel | PreTrainedModel, adapter: Path | None = None) -> Subject:
+        """A model on this base as evaluation takes it. `adapter`: the folder of its saved adapter."""
+        return Subject(model, self.tokenizer, self.fingerprint, adapter)
+
+    def eval_set(self, run: RunConfig) -> EvalSet | None:
+        """What the trained adapter is evaluated on; None if the test set is empty."""
         if not len(self.tokens.test):
             return None
-        return build_eval_set(self.tokens, self.conversations, run.eval, run.data.system_prompt)
+        return build_eval_set(self.tokens, self.data, run.eval, run.data.system_prompt)
 
-    def test_base(self, run: RunConfig) -> None:
-        """Measure the base on the test set; what is found is stored for all of its adapters."""
-        exam = self.examination(run)
-        if exam is not None:
-            evaluate_base(self.base, self.tokenizer, exam, run.eval, self.fingerprint)
+    def evaluate_base(self, run: RunConfig) -> None:
+        """Evaluates the base model on the test set; the outputs are stored for all of its adapters."""
+        eval_set = self.eval_set(run)
+        if eval_set is not None:
+            evaluate_base(self.subject(self.base), eval_set, run.eval)
 
     def require_unchanged(self) -> None:
-        """Raises `Changed` when a bit of the base, on a GPU a sum of its bytes, differs from what was loaded."""
+        """Raises `Changed` when a bit of the base model, on a GPU a sum of its bytes, differs from what was loaded."""
         if self.checksums:
             pairs = zip(self.checksums, checksums(self.base), strict=True)
             same = all(torch.equal(before, now) for before, now in pairs)
         else:
             same = fingerprint(self.base) == self.fingerprint and cache_matches(self.base)
         if not same:
-            raise Changed("the frozen base was changed in training: its members cannot be compared; run them again")
+            raise Changed("training changed the frozen base model: its members cannot be compared; run them again")
 
     def metadata(self, run: RunConfig) -> dict[str, Any]:
-        """What run.json says of it."""
+        """What run.json says of the inputs."""
         return {
-            "data_fingerprint": self.conversations.fingerprint,
-            "data": self.conversations.report,
-            "mask": to_plain(self.proof) | {"taught_share": self.proof.taught_share},
+            "data_fingerprint": self.data.fingerprint,
+            "data": self.data.report,
+            "mask": self.mask.as_json(),
             "base": {
                 "hub_id": run.model.hub_id,
                 "revision": run.model.revision,
@@ -126,22 +132,22 @@ class SharedInputs:
         }
 
 
-def load_shared_inputs(run: RunConfig, conversations: PreparedData) -> SharedInputs:
-    """Build what a run stands on, from its prepared conversations.
+def load_shared_inputs(run: RunConfig, data: PreparedData) -> SharedInputs:
+    """Builds what a run shares with other members, from its prepared conversations.
 
-    What is cheap to refuse comes first. Raises `Refusal` when the base cannot be had, does not fit into the memory or
-    reads too few tokens, and when the mask is not proved.
+    What is cheap to refuse comes first. Raises `UserError` when the base model cannot be had, does not fit into the
+    memory or reads too few tokens, and when the loss mask is wrong.
     """
     device = device_for(run.model)
     require_memory(run.model, run.quantization, device)
     if run.lora.lora_dropout:
         require_kernel(device)
     tokenizer = load_tokenizer(run.model)
-    tokens = tokenize(tokenizer, conversations, run.trainer.max_length)
-    splits = [(getattr(tokens, name), getattr(conversations, name)) for name in SPLITS]
-    proof = verify_mask(tokenizer, collator(tokenizer), splits, run.model.stop_tokens)
-    log.info("mask: %s", proof)
+    tokens = tokenize(tokenizer, data, run.trainer.max_length)
+    splits = [(getattr(tokens, name), getattr(data, name)) for name in SPLITS]
+    mask = verify_mask(tokenizer, collator(tokenizer), splits, run.model.stop_tokens)
+    log.info("mask: %s", mask)
     base = load_base(run.model, run.quantization, tokenizer, device)
     require_context(base, run.trainer.max_length)
     sums = checksums(base) if device.type == "cuda" else []
-    return SharedInputs(conversations, tokenizer, tokens, proof, base, fingerprint(base), sums)
+    return SharedInputs(data, tokenizer, tokens, mask, base, fingerprint(base), sums)

@@ -1,14 +1,15 @@
 """conf/trainer -> TRL's SFTTrainer on token ids and labels, with evaluation and answers at intervals.
 
-`AdapterTrainer` changes what SFTTrainer does where a measured gain or a correct number demands it: the loss, what
-shares a micro-batch, and the evaluation; outcome.py, what it does at the end of a step, and resumption.py, with
-checkpoints. No other module knows TRL.
+`AdapterTrainer` changes SFTTrainer where a measured gain or a correct number demands it: the loss, which rows share a
+micro-batch, and the evaluation. callbacks.py says what follows a step, resumable.py how checkpoints are written and
+read. No other package imports TRL.
 """
 
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,26 +35,28 @@ from medtune.training.callbacks import Diverged, StepGuard
 from medtune.training.resumable import ResumableTrainer
 
 
-def build_trainer(
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: TokenizedSplits,
-    run: RunConfig,
-    folder: Path,
-    callbacks: Sequence[TrainerCallback],
-    baseline: Likelihood,
-    gradient_checkpointing: bool,
-) -> "AdapterTrainer":
-    """Build the trainer of one run, on the training and the validation set of `tokens`.
+@dataclass
+class TrainingData:
+    """What a trainer trains and evaluates on. `baseline`: the base model's losses on the validation set (step 0)."""
 
-    `folder`: of its checkpoints. `baseline`: what the base thinks of the validation set, the evaluation at step 0.
+    tokenizer: PreTrainedTokenizerBase
+    tokens: TokenizedSplits
+    baseline: Likelihood
+
+
+def build_trainer(
+    model: PeftModel, data: TrainingData, run: RunConfig, folder: Path, callbacks: Sequence[TrainerCallback]
+) -> "AdapterTrainer":
+    """Builds the trainer of one run, with its checkpoints in `folder`.
+
+    `run.trainer.gradient_checkpointing` is decided here: null means no.
     """
     config, evaluation = run.trainer, run.eval
     dtype, on_gpu = model.get_base_model().dtype, torch.cuda.is_available()
     arguments = SFTConfig(
         output_dir=str(folder),
         seed=run.seed,
-        max_length=None,  # rows already fit: conversation.tokenize never cuts an answer
+        max_length=None,  # rows fit already: tokenization drops early turns and never cuts an answer
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps or -1,
         per_device_train_batch_size=config.per_device_train_batch_size,
@@ -65,7 +68,7 @@ def build_trainer(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=config.optim.name,
-        gradient_checkpointing=gradient_checkpointing,
+        gradient_checkpointing=bool(config.gradient_checkpointing),
         gradient_checkpointing_kwargs=dict(CHECKPOINTING_KWARGS),
         # Autocast runs the float32 adapter in 16 bits on a GPU. On a CPU it only costs time.
         bf16=on_gpu and dtype is torch.bfloat16,
@@ -81,8 +84,8 @@ def build_trainer(
         greater_is_better=False,
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,  # the default logs a loss of NaN as 0.0 and trains on
-        include_num_input_tokens_seen="no",  # it would wait for the GPU at every micro-batch; see `Outcome`
-        report_to="none",  # tracking.py records, one W&B run per member
+        include_num_input_tokens_seen="no",  # it would synchronize at every micro-batch; `StepGuard` counts
+        report_to="none",  # results/tracking.py records, one W&B run per member
         disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
     )
@@ -93,12 +96,12 @@ def build_trainer(
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
-        train_dataset=tokens.train.with_format("numpy"),  # of lists of numbers a batch takes ten times as long
-        data_collator=collator(tokenizer),
-        eval_dataset=tokens.validation,
-        processing_class=tokenizer,
+        train_dataset=data.tokens.train.with_format("numpy"),  # a batch of lists of numbers takes ten times as long
+        data_collator=collator(data.tokenizer),
+        eval_dataset=data.tokens.validation,
+        processing_class=data.tokenizer,
         callbacks=[key_dropout(model, run.seed), *callbacks, *stopping],
-        baseline=baseline,
+        baseline=data.baseline,
         group_by_length=config.group_by_length,
         attention=train_attention(run.model, config.max_length, model.device),
     )
@@ -108,12 +111,12 @@ def build_trainer(
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForLanguageModeling:
-    """What makes a batch of rows: pads input_ids with the pad token, labels with -100, and adds the attention mask."""
+    """Returns what batches rows: it pads input_ids with the pad token and labels with -100, and adds the mask."""
     return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
 
 
 class AdapterTrainer(ResumableTrainer):
-    """SFTTrainer with the loss on taught positions only, rows of a like length together, and an exact evaluation."""
+    """SFTTrainer with the loss on target tokens only, batches grouped by length, and an exact evaluation."""
 
     def __init__(
         self,
@@ -136,25 +139,25 @@ class AdapterTrainer(ResumableTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Mean negative log-likelihood in nats per taught token of the whole effective batch."""
-        taught = inputs["taught"]
-        summed = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], taught=taught)
-        return summed / (len(taught.targets) if num_items_in_batch is None else num_items_in_batch)
+        """Returns the negative log-likelihood in nats per target token of the whole effective batch."""
+        targets = inputs["targets"]
+        summed = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], targets=targets)
+        return summed / (len(targets.ids) if num_items_in_batch is None else num_items_in_batch)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Any]:
-        """The micro-batches of one optimizer step and what is taught in them, with rows of about the same length
-        together: less padding.
+        """Returns the micro-batches of one optimizer step with their target positions, and the count of target tokens.
 
-        The rows of the step stay the same, and so does its gradient: the loss is a sum over all of them.
+        Rows of about the same length share a micro-batch, which takes less padding. The rows of the step stay the
+        same, and so does its gradient: the loss is a sum over all of them.
         """
         batches, items = super().get_batch_samples(*args, **kwargs)
         if self.group_by_length:
             batches = regroup_by_length(batches, cast(int, self.processing_class.pad_token_id))
-        # Between the micro-batches the GPU would be waited for.
-        return [batch | {"taught": find_targets(batch["labels"])} for batch in batches], items
+        # Found now: between micro-batches it would synchronize with the GPU.
+        return [batch | {"targets": find_targets(batch["labels"])} for batch in batches], items
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
-        """One forward and backward pass."""
+        """Runs one forward and backward pass and returns its loss, a scalar."""
         interruption.raise_if_requested()
         with use_attention(unwrap_peft(self.model), self.attention):
             loss = super().training_step(model, inputs, *args)
@@ -165,12 +168,12 @@ class AdapterTrainer(ResumableTrainer):
         return loss
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """See `ResumableTrainer.run`."""
+        """Trains; see `ResumableTrainer.run`."""
         with cached_walks(self.model):
             return super().train(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """None are counted: it takes a walk through all modules a pass, for a number that no frozen base has."""
+        """Counts none: counting walks through all modules in each pass, and means nothing for a frozen base."""
         return 0
 
     def evaluate(
@@ -179,10 +182,10 @@ class AdapterTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Loss, perplexity and token accuracy on the validation set, told to the callbacks.
+        """Returns loss, perplexity and token accuracy on the validation set, and passes them to the callbacks.
 
-        Every taught token weighs the same: the stock evaluation averages batch means, so that short answers weigh more
-        and the number depends on the batch size. Raises `Diverged` when the loss is not finite.
+        Every target token weighs the same. The stock evaluation averages batch means: short answers weigh more, and
+        the number depends on the batch size. Raises `Diverged` when the loss is not finite.
         """
         started = time.monotonic()
         rows, batch = cast(Dataset, self.eval_dataset), self.args.per_device_eval_batch_size
@@ -202,31 +205,35 @@ class AdapterTrainer(ResumableTrainer):
 
 
 def regroup_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: int) -> list[dict[str, torch.Tensor]]:
-    """The rows of several padded batches in batches of the same sizes, from the longest to the shortest."""
+    """Returns the rows of several padded batches in batches of the same sizes, from the longest to the shortest."""
     fills = {"input_ids": pad_token_id, "labels": IGNORE_INDEX, "attention_mask": 0}
     if len(batches) < 2 or set(batches[0]) != set(fills):
         return batches
-    rows = [
-        {name: values[row, :length] for name, values in batch.items()}
-        for batch in batches
-        for row, length in enumerate(batch["attention_mask"].sum(1).tolist())
-    ]
+    rows = [row for batch in batches for row in unpadded_rows(batch)]
     rows.sort(key=lambda row: -len(row["input_ids"]))
-    taken = iter(rows)
-    grouped = [[next(taken) for _ in range(len(batch["input_ids"]))] for batch in batches]
-    return [
-        {
-            name: pad_sequence([row[name] for row in group], batch_first=True, padding_value=fill)
-            for name, fill in fills.items()
-        }
-        for group in grouped
-    ]
+    grouped, start = [], 0
+    for batch in batches:
+        end = start + len(batch["input_ids"])
+        grouped.append({name: pad_column(rows[start:end], name, fill) for name, fill in fills.items()})
+        start = end
+    return grouped
+
+
+def unpadded_rows(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The rows of a batch that is padded on the right, each cut to its own length."""
+    lengths = batch["attention_mask"].sum(1).tolist()
+    return [{name: values[row, :length] for name, values in batch.items()} for row, length in enumerate(lengths)]
+
+
+def pad_column(rows: list[dict[str, torch.Tensor]], name: str, fill: int) -> torch.Tensor:
+    """One column of several rows as a tensor [rows, longest]."""
+    return pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
 
 
 @contextmanager
 def cached_walks(model: PeftModel) -> Iterator[None]:
-    """While it lasts, answer at once what the Trainer asks of a model several times a step: its parameters, and to be
-    in training mode. It would walk through thousands of modules each time, on a GPU for longer than a pass takes."""
+    """Answers at once what the Trainer asks of a model several times a step: its parameters, and to be in training
+    mode. It would walk through thousands of modules each time, which on a GPU takes longer than a pass."""
     parameters, train = list(model.parameters()), model.train
     vars(model)["parameters"] = lambda recurse=True: iter(parameters)
     vars(model)["train"] = lambda mode=True: model if model.training is mode else train(mode)

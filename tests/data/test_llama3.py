@@ -118,8 +118,8 @@ def test_the_mask_of_the_bundled_conversations_is_proved(llama3: PreTrainedToken
     tokens = tokenize(llama3, found, 1024)
     splits = [(getattr(tokens, name), getattr(found, name)) for name in SPLITS]
     proof = verify_mask(llama3, collator(llama3), splits, ["<|eot_id|>", "<|end_of_text|>"])
-    assert proof.checked == proof.of == 288 and proof.shortened == 0 and proof.answers > 400
-    assert 0.5 < proof.taught_share < 0.8
+    assert proof.checked == proof.of == 288 and proof.truncated == 0 and proof.answers > 400
+    assert 0.5 < proof.target_share < 0.8
 
 
 def test_a_model_with_the_real_vocabulary_trains(llama3: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ def test_proof_counts_what_is_taught(tokenizer: Tokenizer, found: PreparedData) 
     tokens = tokenize(tokenizer, found, 60).train
     assert proof.checked == proof.of == len(tokens)
     assert proof.tokens == sum(map(len, tokens["input_ids"]))
-    assert proof.taught_tokens == sum(label != IGNORE_INDEX for labels in tokens["labels"] for label in labels)
-    assert proof.shortened == sum(dropped > 0 for dropped in tokens["dropped"]) > 0
-    assert 0.1 < proof.taught_share < 0.9 and f"{proof.taught_share:.1%} of the tokens are taught" in str(proof)
+    assert proof.target_tokens == sum(label != IGNORE_INDEX for labels in tokens["labels"] for label in labels)
+    assert proof.truncated == sum(dropped > 0 for dropped in tokens["dropped"]) > 0
+    assert 0.1 < proof.target_share < 0.9 and f"loss on {proof.target_share:.1%} of tokens" in str(proof)
     assert proof.answers == sum(labels.count(tokenizer.eos_token_id) for labels in tokens["labels"])
 
 

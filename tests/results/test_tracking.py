@@ -7,8 +7,11 @@ import pytest
 
 from medtune.config.enums import WandbMode
 from medtune.config.schema import Wandb
-from medtune.results.tracking import SAMPLE_COLUMNS, Tracker, require_account
+from medtune.results.tracking import SAMPLE_COLUMNS, FileTracker, RunIdentity, Trackers, WandbTracker, require_account
 from medtune.runtime.errors import UserError
+
+IDENTITY = RunIdentity("member", "sweep", "now", {"lora": {"r": 4}})
+OFFLINE, DISABLED = Wandb(WandbMode.offline, "medtune", None), Wandb(WandbMode.disabled, "medtune", None)
 
 
 def test_online_without_an_account_is_refused_without_a_prompt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -34,24 +37,24 @@ def test_an_unreachable_server_means_offline(
         return init(**arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(wandb, "init", unreachable)
-    with Tracker(
-        tmp_path, Wandb(WandbMode.online, "medtune", None), "member", "sweep", {"lora": {"r": 4}}, None, "now"
-    ) as tracker:
-        tracker.log(1, {"loss": 2.0})
-        assert tracker.run.offline
+    tracker = WandbTracker(tmp_path, Wandb(WandbMode.online, "medtune", None), IDENTITY)
+    tracker.log(1, {"loss": 2.0})
+    assert tracker.run.offline
+    tracker.finish(failed=False)
     assert "W&B cannot record online (timed out)" in caplog.text
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 @pytest.mark.parametrize("mode", [WandbMode.offline, WandbMode.disabled])
 def test_files_do_not_depend_on_wandb(tmp_path: Path, mode: WandbMode) -> None:
-    with Tracker(tmp_path, Wandb(mode, "medtune", None), "member", "sweep", {}, None, "now") as tracker:
+    files = FileTracker(tmp_path, None)
+    with Trackers(files, WandbTracker(tmp_path, Wandb(mode, "medtune", None), IDENTITY)) as tracker:
         tracker.log(0, {"eval_loss": 3.0})
         row = dict.fromkeys(SAMPLE_COLUMNS[1:]) | {"prompt": "p", "answer": "schläft 😴", "stop": "length", "tokens": 4}
         tracker.log_samples(0, [row])
         tracker.log_samples(5, [row])
-    assert json.loads(tracker.history.read_text()) == {"step": 0, "eval_loss": 3.0}
-    assert [json.loads(line) for line in tracker.samples.read_text().splitlines()] == [
+    assert json.loads(files.history.read_text()) == {"step": 0, "eval_loss": 3.0}
+    assert [json.loads(line) for line in files.samples.read_text().splitlines()] == [
         {"step": 0, **row},
         {"step": 5, **row},
     ]
@@ -60,10 +63,8 @@ def test_files_do_not_depend_on_wandb(tmp_path: Path, mode: WandbMode) -> None:
 
 def test_a_failing_run_ends_its_wandb_run_as_failed(tmp_path: Path) -> None:
     ended = []
-    with (
-        pytest.raises(RuntimeError),
-        Tracker(tmp_path, Wandb(WandbMode.disabled, "medtune", None), "m", "s", {}, None, "now") as tracker,
-    ):
+    tracker = WandbTracker(tmp_path, DISABLED, IDENTITY)
+    with pytest.raises(RuntimeError), Trackers(FileTracker(tmp_path, None), tracker):
         tracker.run = type("Run", (), {"finish": lambda self, exit_code: ended.append(exit_code)})()
         raise RuntimeError
     assert ended == [1]
@@ -74,11 +75,12 @@ def test_wandb_errors_never_reach_training(tmp_path: Path, caplog: pytest.LogCap
         def log(self, values: object) -> None:
             raise OSError("disk full")
 
-    with Tracker(tmp_path, Wandb(WandbMode.disabled, "medtune", None), "m", "s", {}, None, "now") as tracker:
-        tracker.run = Broken()
+    files, broken = FileTracker(tmp_path, None), WandbTracker(tmp_path, DISABLED, IDENTITY)
+    with Trackers(files, broken) as tracker:
+        broken.run = Broken()
         tracker.log(1, {"loss": 2.0})
         tracker.log(2, {"loss": 1.0})
-    assert [json.loads(line)["step"] for line in tracker.history.read_text().splitlines()] == [1, 2]
+    assert [json.loads(line)["step"] for line in files.history.read_text().splitlines()] == [1, 2]
     assert caplog.text.count("W&B stopped (disk full)") == 1
 
 
@@ -89,6 +91,7 @@ def test_wandb_that_cannot_start_is_left_out(monkeypatch: pytest.MonkeyPatch, tm
         raise wandb.errors.UsageError("no service")
 
     monkeypatch.setattr(wandb, "init", broken)
-    with Tracker(tmp_path, Wandb(WandbMode.offline, "medtune", None), "m", "s", {}, None, "now") as tracker:
+    files, wandb_tracker = FileTracker(tmp_path, None), WandbTracker(tmp_path, OFFLINE, IDENTITY)
+    with Trackers(files, wandb_tracker) as tracker:
         tracker.log(1, {"loss": 2.0})
-    assert tracker.run is None and tracker.history.exists()
+    assert wandb_tracker.run is None and files.history.exists()

@@ -24,7 +24,7 @@ from medtune.modeling.multi_lora.exclusive import ExclusiveHandle
 from medtune.modeling.multi_lora.stacked import StackedAdapters
 from medtune.runtime.errors import RunFailed
 from medtune.sweep.lockstep import LockstepGroup, LockstepHandle
-from medtune.training.pipeline import prepare_inputs, train
+from medtune.training.pipeline import Membership, prepare_inputs, train
 from medtune.training.shared_inputs import SharedInputs
 from medtune.training.trainer import AdapterTrainer, StepGuard
 
@@ -77,7 +77,7 @@ def pack_up(
 
         def job(handle: LockstepHandle) -> None:
             try:
-                train(run, folder / str(place), inputs, handle)
+                train(run, folder / str(place), Membership(inputs, handle))
             except RunFailed as failure:
                 failures[place] = failure
 
@@ -171,7 +171,7 @@ def test_recorded_passes_are_those_that_are_not(
     monkeypatch.setattr(recording, "MIN_CAPTURE_MEMBERS", 16)
     _, _, failures = pack_up(runs, tmp_path / "packed", 4, checkpointing, CAUSAL)
     lone = prepare_inputs(runs[1])
-    train(runs[1], tmp_path / "recorded", lone, alone_on(lone, checkpointing))
+    train(runs[1], tmp_path / "recorded", Membership(lone, alone_on(lone, checkpointing)))
     assert not failures and len(set(shapes)) > 2
     pairs = [(str(place), tmp_path / "packed" / str(place)) for place in range(4)] + [("1", tmp_path / "recorded")]
     for place, folder in pairs:
@@ -212,8 +212,8 @@ def test_a_run_that_has_a_gpu_to_itself_equals_itself(
     monkeypatch.setattr(graphs, "capture", short)
     run = tiny_run("quantization=none", *words)
     inputs = prepare_inputs(run)
-    train(run, tmp_path / "plain", inputs)
-    train(run, tmp_path / "alone", inputs, alone_on(inputs))
+    train(run, tmp_path / "plain", Membership(inputs))
+    train(run, tmp_path / "alone", Membership(inputs, alone_on(inputs)))
     assert len(refused) == (0 if words else 1 + torch.cuda.is_available())  # on a GPU the plain run has it too
     found = compare(tmp_path / "plain", tmp_path / "alone")
     if "quantization=int8" in words:  # in bfloat16, where Adam's first steps make sign changes of rounding
@@ -378,14 +378,14 @@ def test_a_base_that_changed_is_noticed(tiny_run: Compose, tmp_path: Path, monke
 
     monkeypatch.setattr("medtune.training.trainer.StepGuard", Spoils)
     with pytest.raises(RunFailed, match="Changed: the frozen base was changed"):
-        train(run, tmp_path / "run", inputs)
+        train(run, tmp_path / "run", Membership(inputs))
 
 
 def test_a_member_after_another_equals_itself_alone_to_the_bit(tiny_run: Compose, tmp_path: Path) -> None:
     runs = [tiny_run(*words) for words in MEMBERS]  # NF4
     inputs = prepare_inputs(runs[0])
     for place, run in enumerate(runs):
-        train(run, tmp_path / "after" / str(place), inputs)
+        train(run, tmp_path / "after" / str(place), Membership(inputs))
         train(run, tmp_path / "alone" / str(place))
         assert compare(tmp_path / "alone" / str(place), tmp_path / "after" / str(place)) == Compared(0.0, 0.0, 0.0)
 

@@ -17,7 +17,7 @@ from medtune.results import checkpoints
 from medtune.runtime import interruption
 from medtune.runtime.errors import RunFailed, RunPaused, UserError
 from medtune.runtime.files import read_json, read_jsonl
-from medtune.training.pipeline import train
+from medtune.training.pipeline import Membership, train
 from medtune.training.trainer import AdapterTrainer, StepGuard
 
 Compose = Callable[..., RunConfig]
@@ -181,7 +181,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_leaves_no_half_of_it(
 
 def test_another_configuration_is_refused_by_name(tiny_run: Compose, tmp_path: Path) -> None:
     with pytest.raises(RunPaused):
-        train(tiny_run(*COMMON), tmp_path, pause_at=4)
+        train(tiny_run(*COMMON), tmp_path, Membership(pause_at=4))
     with pytest.raises(
         UserError, match=r"differs in lora\.r \(16, now 8\), lora\.lora_alpha \(32\.0, now 16\.0\): choose"
     ):
@@ -196,7 +196,7 @@ def test_other_data_under_the_same_name_is_refused(tiny_run: Compose, data_file:
     file = tmp_path / "mine.jsonl"
     shutil.copyfile(data_file, file)
     with pytest.raises(RunPaused):
-        train(tiny_run(*COMMON, f"data.path={file}"), tmp_path / "run", pause_at=4)
+        train(tiny_run(*COMMON, f"data.path={file}"), tmp_path / "run", Membership(pause_at=4))
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows[:-3]))
     for _ in range(2):  # asking again does not help
@@ -208,7 +208,7 @@ def test_a_pause_at_every_evaluation_changes_nothing(tiny_run: Compose, tmp_path
     train(tiny_run(*COMMON), tmp_path / "whole")
     for step in (2, 4, 6):
         with pytest.raises(RunPaused):
-            train(tiny_run(*COMMON), tmp_path / "run", pause_at=step)
+            train(tiny_run(*COMMON), tmp_path / "run", Membership(pause_at=step))
         assert read_json(tmp_path / "run" / "run.json")["status"] == "paused"
     train(tiny_run(*COMMON), tmp_path / "run")
     assert same_run(tmp_path / "run", tmp_path / "whole")
@@ -220,7 +220,7 @@ def test_patience_outlives_an_interruption(tiny_run: Compose, tmp_path: Path) ->
     words += ["trainer.early_stopping_patience=1", "trainer.gradient_accumulation_steps=4", "trainer.max_steps=40"]
     train(tiny_run(*words), tmp_path / "whole")
     with pytest.raises(RunPaused):
-        train(tiny_run(*words), tmp_path / "run", pause_at=4)
+        train(tiny_run(*words), tmp_path / "run", Membership(pause_at=4))
     train(tiny_run(*words), tmp_path / "run")
     assert same_run(tmp_path / "run", tmp_path / "whole")
     assert read_json(tmp_path / "run" / "metrics.json")["final"]["step"] < 40

@@ -1,4 +1,4 @@
-"""Token ids, as the collator hands them to the model -> proof of what is taught, or a refusal, before step 0."""
+"""Token ids as the collator hands them to the model -> a report on the loss mask, or an error, before step 0."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,38 +12,56 @@ from medtune.data.tokenization.chat_template import TEMPLATE_DATE, drop_first_tu
 from medtune.data.tokenization.dataset import IGNORE_INDEX
 from medtune.runtime.errors import UserError
 
-CHECKED = 1000  # conversations of a split that are taken apart, spread evenly over it
+CHECKED = 1000  # conversations of a split that are checked, spread evenly over it
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass
 class MaskReport:
-    """What was checked, and counts over it; `taught_share` is of all tokens that are not padding."""
+    """What was checked, and counts over it. `tokens` are those that are not padding."""
 
     checked: int
     of: int
     answers: int
     tokens: int
-    taught_tokens: int
-    shortened: int
+    target_tokens: int
+    truncated: int
     control_tokens_typed: int
 
     @property
-    def taught_share(self) -> float:
+    def target_share(self) -> float:
         """Share of the tokens that the loss is taken on."""
-        return self.taught_tokens / self.tokens
+        return self.target_tokens / self.tokens
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the report with the names that run.json has for it."""
+        return {
+            "checked": self.checked,
+            "of": self.of,
+            "answers": self.answers,
+            "tokens": self.tokens,
+            "taught_tokens": self.target_tokens,
+            "shortened": self.truncated,
+            "control_tokens_typed": self.control_tokens_typed,
+            "taught_share": self.target_share,
+        }
 
     def __str__(self) -> str:
         line = (
-            f"{self.taught_share:.1%} of the tokens are taught: {self.answers} whole answers, each with its end of turn"
+            f"loss on {self.target_share:.1%} of tokens ({self.answers} complete answers with their end-of-turn token)"
         )
         if self.checked < self.of:
-            line += f" (checked {self.checked} of {self.of} conversations)"
-        if self.shortened:
-            line += f"; {self.shortened} conversations lost early turns to fit"
+            line += f"; checked {self.checked} of {self.of} conversations"
+        if self.truncated:
+            line += f"; {count(self.truncated, 'conversation')} truncated"
         if self.control_tokens_typed:
-            line += f"; {self.control_tokens_typed} have control tokens typed in them, kept as text"
+            line += f"; control tokens typed in {count(self.control_tokens_typed, 'conversation')}, kept as text"
         return line
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def verify_mask(
@@ -53,42 +71,51 @@ def verify_mask(
     stop_tokens: Sequence[str],
     batch_size: int = 8,
 ) -> MaskReport:
-    """Take conversations apart as the trainer will see them, and hold them against what they should be.
+    """Checks conversations as the trainer will see them against what they should be.
 
-    `collate` is the trainer's own collator; `splits` are token ids beside the conversations they come from. Checked:
-    the collator changes no token and teaches no padding; there is one begin-of-text at most; up to every answer the
-    tokens are those of the prompt that inference builds, by the stock chat template too; taught are exactly the
-    answer's own tokens, none cut or lost, and a stop token after them. Raises `Refusal`, naming the first row that
-    fails.
+    `collate` is the trainer's own collator. `splits` are token ids beside their conversations. Checked are:
+    the collator changes no token and puts no padding in the loss; there is at most one begin-of-text token; up to every
+    answer the tokens are those of the prompt that inference builds, by the stock chat template too; in the loss are
+    exactly the answer's own tokens, none cut or lost, and a stop token after them. Raises `UserError` that names the
+    first row that fails.
     """
     stops = {int(cast(int, tokenizer.convert_tokens_to_ids(token))) for token in stop_tokens}
-    proof = MaskReport(0, sum(len(tokens) for tokens, _ in splits), 0, 0, 0, 0, 0)
+    report = MaskReport(0, sum(len(tokens) for tokens, _ in splits), 0, 0, 0, 0, 0)
     for tokens, conversations in splits:
-        places = range(0, len(tokens), max(1, -(-len(tokens) // CHECKED)))
-        for start in range(0, len(places), batch_size):
-            rows = [tokens[place] for place in places[start : start + batch_size]]
+        indices = range(0, len(tokens), max(1, -(-len(tokens) // CHECKED)))
+        for start in range(0, len(indices), batch_size):
+            rows = [tokens[index] for index in indices[start : start + batch_size]]
             batch = collate([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
             for i, row in enumerate(rows):
                 conversation = conversations[row["place"]]
-                real = batch["attention_mask"][i].bool()
-                ids, labels = batch["input_ids"][i], batch["labels"][i]
                 messages = drop_first_turns(conversation.messages, row["dropped"])
-                problem = None
-                if (labels[~real] != IGNORE_INDEX).any():
-                    problem = "padding is in the loss"
-                elif ids[real].tolist() != row["input_ids"]:
-                    problem = "the collator changes tokens"
-                else:
-                    problem = mask_problem(tokenizer, messages, row["input_ids"], labels[real].tolist(), stops)
+                problem = batch_problem(batch, i, row) or mask_problem(
+                    tokenizer, messages, row["input_ids"], unpadded(batch, "labels", i), stops
+                )
                 if problem:
                     raise UserError(f"mask proof: {conversation.source}, row {conversation.row}: {problem}")
-                proof.checked += 1
-                proof.answers += sum(m["role"] == "assistant" for m in messages)
-                proof.tokens += len(row["input_ids"])
-                proof.taught_tokens += int((labels != IGNORE_INDEX).sum())
-                proof.shortened += row["dropped"] > 0
-                proof.control_tokens_typed += has_control_token(tokenizer, messages)
-    return proof
+                report.checked += 1
+                report.answers += sum(message["role"] == "assistant" for message in messages)
+                report.tokens += len(row["input_ids"])
+                report.target_tokens += int((batch["labels"][i] != IGNORE_INDEX).sum())
+                report.truncated += row["dropped"] > 0
+                report.control_tokens_typed += has_control_token(tokenizer, messages)
+    return report
+
+
+def unpadded(batch: dict[str, Any], column: str, i: int) -> list[int]:
+    """One column of row `i` of a batch, without its padding."""
+    return batch[column][i][batch["attention_mask"][i].bool()].tolist()
+
+
+def batch_problem(batch: dict[str, Any], i: int, row: dict[str, Any]) -> str | None:
+    """What is wrong with row `i` of a batch beside the row that it was made of; None if nothing is."""
+    padding = ~batch["attention_mask"][i].bool()
+    if (batch["labels"][i][padding] != IGNORE_INDEX).any():
+        return "padding is in the loss"
+    if unpadded(batch, "input_ids", i) != row["input_ids"]:
+        return "the collator changes tokens"
+    return None
 
 
 def mask_problem(

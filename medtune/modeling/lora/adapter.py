@@ -99,17 +99,26 @@ def save_verified(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: 
 
 
 def save(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write adapter, tokenizer with its chat template, and a card; the base is named by its hub id.
+    """Writes adapter, tokenizer with its chat template, and a card; the base is named by its hub id.
 
     Raises `Damaged` if a weight is not finite: such an adapter answers nothing.
+    """
+    save_weights(model, folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card(cast(LoraConfig, model.peft_config[model.active_adapter])), encoding="utf-8")
+
+
+def save_weights(model: PeftModel, folder: Path) -> None:
+    """Writes the weights and the configuration of the adapter alone, all that a checkpoint needs of it.
+
+    Raises `Damaged` if a weight is not finite.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
             raise Damaged(f"{name} is not finite; nothing was saved")
     # save_embedding_layers: the default asks the hub whether the vocabulary was resized.
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card(cast(LoraConfig, model.peft_config[model.active_adapter])), encoding="utf-8")
+    (folder / "README.md").unlink()  # PEFT's empty form of a card
 
 
 def card(config: LoraConfig) -> str:
