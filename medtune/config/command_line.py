@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigAttributeError, InterpolationResolutionError,
 from medtune.config.groups import CONF, experiment_with, register, suggest_option
 from medtune.config.keys import did_you_mean, has_key
 from medtune.config.overrides import check_overrides, constant_keys, quoted, resume_sweep_overrides
+from medtune.config.reference import help_text
 from medtune.config.schema import RunConfig
 from medtune.config.validation import check_value
 from medtune.runtime import interruption
@@ -45,6 +46,9 @@ def run_command(
     try:
         register()
         arguments = get_args_parser().parse_intermixed_args()
+        if arguments.help:
+            print(help_text(config_name))
+            return
         # Hydra's own parsing takes options before the first or after the last override only.
         typed = list(map(quoted, arguments.overrides))
         options = [word for word in sys.argv[1:] if word not in arguments.overrides]

@@ -32,8 +32,8 @@ def register() -> None:
     """Tell Hydra the schemas and the experiments."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
-    store.store(name="inspection_schema", node=PrepareConfig)
-    store.store(name="evaluation_schema", node=EvaluateConfig)
+    store.store(name="prepare_schema", node=PrepareConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
     for path in sorted(EXPERIMENTS.glob("*.yaml")):
         try:
             node = OmegaConf.load(path)

@@ -235,7 +235,7 @@ class RunConfig:
 class PrepareConfig(RunConfig):
     """What `python -m medtune.prepare` takes: a run, of which it looks at the data."""
 
-    show: int = key("conversations to print with their taught tokens marked", "conversations", at_least=0)
+    show: int = key("conversations to print with their target tokens marked", "conversations", at_least=0)
     out: str | None = key("folder for the prepared splits as Parquet files; null: not written", "path")
 
 
@@ -243,4 +243,4 @@ class PrepareConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """What `python -m medtune.evaluate` takes: result folders, or the run whose base is measured alone."""
 
-    run: Any = key("a result folder of a run or a sweep, or a list of them; null: the base alone", "path")
+    run: Any = key("a result folder of a run or a sweep, or a list of them; null: the base model alone", "path")
