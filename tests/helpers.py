@@ -1,10 +1,16 @@
 """What tests share: conversations, a tiny random Llama, and runs composed as the command line composes them."""
 
+import importlib
 import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from medtune.config.groups import CONF, register
@@ -64,3 +70,26 @@ def compose(*overrides: str) -> RunConfig:
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return build_config(hydra.compose("train", list(overrides)), RunConfig)
+
+
+def in_process(
+    module: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> subprocess.CompletedProcess[str]:
+    """What `python -m MODULE WORDS` answers, without a process: for what is refused or shown before anything runs."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    capsys.readouterr()
+    status = 0
+    try:
+        with monkeypatch.context() as patch:
+            patch.delenv("HYDRA_FULL_ERROR", raising=False)
+            patch.setattr(logging, "shutdown", lambda: None)
+            patch.setattr("medtune.runtime.interruption.install_handlers", lambda: None)
+            importlib.import_module(module).main()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    finally:
+        GlobalHydra.instance().clear()
+        logging.root.handlers[:], logging.root.level = handlers, level
+    out, err = capsys.readouterr()
+    return subprocess.CompletedProcess([module, *words], status, out, err)

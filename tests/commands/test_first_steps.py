@@ -6,11 +6,11 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from helpers import in_process
 from medtune.config.groups import EXTRAS
 
 ROOT = Path(__file__).parents[2]
@@ -21,10 +21,14 @@ def make(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *words], cwd=cwd, capture_output=True, text=True)
 
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
 def shell_lines() -> list[str]:
-    """Every command line in the README's bash blocks, comments removed."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    return [shlex.join(shlex.split(line, comments=True)) for block in blocks for line in block.splitlines() if line]
+    """Every command line in the bash blocks of README, CONTRIBUTING and docs, comments removed, each once."""
+    blocks = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
+    lines = [line for block in blocks for line in block.splitlines() if line and not line.startswith("source ")]
+    return list(dict.fromkeys(shlex.join(shlex.split(line, comments=True)) for line in lines))
 
 
 def installed(word: str) -> bool:
@@ -34,11 +38,14 @@ def installed(word: str) -> bool:
     return word not in EXTRAS or importlib.util.find_spec(plugin) is not None
 
 
-def test_every_python_command_of_the_readme_composes(tmp_path: Path) -> None:
+def test_every_python_command_of_readme_and_docs_composes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     commands = [line for line in shell_lines() if line.startswith("python -m medtune.")]
-    assert len(commands) >= 14
+    assert len(commands) >= 30
     (tmp_path / "conversations.jsonl").write_text("{}")
     (tmp_path / "rows.csv").write_text("a")
+    monkeypatch.chdir(tmp_path)
     for line in commands:
         module, *words = [word for word in shlex.split(line)[2:] if word != "-m" and not word.startswith("sweep=")]
         # A sweep composes one member at a time: its first.
@@ -47,56 +54,60 @@ def test_every_python_command_of_the_readme_composes(tmp_path: Path) -> None:
         words = [word for word in words if not re.search(r"=(choice|tag|interval)\(", word)]
         words = [re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words]
         extra = [] if {"--help", "--cfg"} & set(words) else ["--cfg", "job"]
-        answer = subprocess.run(
-            [sys.executable, "-m", module, *words, *extra], cwd=tmp_path, capture_output=True, text=True
-        )
+        answer = in_process(module, [*words, *extra], monkeypatch, capsys)
         assert answer.returncode == 0, f"{line}\n{answer.stderr}"
 
 
-def test_every_other_command_of_the_readme_exists() -> None:
+def test_every_other_command_of_readme_and_docs_exists() -> None:
     others = [line for line in shell_lines() if not line.startswith("python -m medtune.")]
-    assert others == ["make sweep", "make test", "make resume", "make bench-gpu", "make prepare", "make evaluate"]
+    assert set(others) == {
+        f"make {target}"
+        for target in ("sweep", "test", "resume", "bench", "bench-gpu", "prepare", "evaluate", "setup", "check", "docs")
+    }
     for line in others:
         assert make("-n", *line.split()[1:]).returncode == 0
     assert ".venv/bin/python -m medtune.train lora.r=16,32 -m" in make("-n", "sweep").stdout
 
 
-def test_the_mistakes_in_the_readme_are_answered_as_it_says() -> None:
+def test_the_mistakes_in_the_readme_are_answered_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     block = re.search(r"```\n\$ python -m (medtune.train .*?)\n(.*?)```", README, re.DOTALL)
     assert block
-    answer = subprocess.run([sys.executable, "-m", *block[1].split()], cwd=ROOT, capture_output=True, text=True)
+    module, *words = block[1].split()
+    answer = in_process(module, words, monkeypatch, capsys)
     assert (answer.returncode, answer.stderr) == (2, block[2])
 
 
 def test_help_lists_every_target() -> None:
     listed = re.findall(r"^  make ([\w-]+) ", make("help").stdout, re.MULTILINE)
     assert listed == [
-        "help",
-        "setup",
-        "data",
-        "sweep",
-        "resume",
-        "train",
-        "evaluate",
-        "test",
-        "lint",
-        "bench",
-        "bench-gpu",
-        "clean",
-    ]
+        "help", "setup", "prepare", "sweep", "resume", "train", "evaluate", "check", "test", "lint", "docs", "bench",
+        "bench-gpu", "clean",
+    ]  # fmt: skip
 
 
-def test_readme_tree_and_groups_are_those_on_disk() -> None:
-    modules = {path.name for path in (ROOT / "medtune").glob("*.py")} - {"__init__.py"}
-    assert modules == set(re.findall(r"^[├└]── (\w+\.py) ", README, re.MULTILINE))
-    folders = [path for path in (ROOT / "medtune").iterdir() if (path / "__init__.py").is_file()]
-    assert len(folders) == 5
-    steps = {path.name for folder in folders for path in folder.glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert steps == set(re.findall(r"^│   [├└]── (\w+\.py) ", README, re.MULTILINE))
-    for group in (path for path in (ROOT / "conf").rglob("*") if path.is_dir()):
-        name = group.relative_to(ROOT / "conf").as_posix()
-        row = re.search(rf"^\| `{name}` \| (.*?) \|", README, re.MULTILINE)
-        assert row and set(row[1].split(", ")) == {path.stem for path in group.glob("*.yaml")}
+def test_the_readme_is_short_and_its_tree_is_the_one_on_disk() -> None:
+    assert len(README.splitlines()) <= 180
+    packages = {path.parent.name for path in (ROOT / "medtune").glob("*/__init__.py")}
+    assert packages == set(re.findall(r"^[├└]── (\w+)/ ", README, re.MULTILINE))
+    commands = {path.stem for path in (ROOT / "medtune").glob("*.py")} - {"__init__", "__main__"}
+    assert commands == {"train", "evaluate", "prepare"} and "the commands train, evaluate and prepare" in README
+    shown = set(re.findall(r"^(\w+)/ ", README, re.MULTILINE))
+    assert all((ROOT / folder).is_dir() for folder in shown) and {"conf", "docs", "tests", "benchmarks"} <= shown
+
+
+def test_links_in_readme_and_docs_lead_somewhere() -> None:
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
+    local = [(page, link) for page, link in links if not link.startswith("http")]
+    assert len(local) > 40
+    for page, link in local:
+        assert (page.parent / link.partition("#")[0]).exists(), f"{page.name}: {link}"
+
+
+def test_every_page_of_the_documentation_is_in_its_navigation() -> None:
+    listed = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
 
 
 # --- make setup -------------------------------------------------------------------------------------------------------
