@@ -18,6 +18,7 @@ from medtune.evaluation.subject import Subject
 from medtune.modeling import (
     attention,
     base,
+    cuda_graphs,
     frozen_base,
     fused_layers,
     generation,
@@ -26,7 +27,7 @@ from medtune.modeling import (
     quantized,
     tokenizer,
 )
-from medtune.modeling.lora import linear
+from medtune.modeling.lora import adapter, linear
 from medtune.modeling.lora.files import config_of, weights_of
 from medtune.runtime.environment import versions
 
@@ -34,8 +35,8 @@ VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # packag
 
 # A change of one of these, or of a kernel, may change losses and answers.
 VERSIONED_MODULES: tuple[ModuleType, ...] = (
-    chat_template, likelihood, loss, answers, generation, base, tokenizer, attention, quantized, frozen_base,
-    fused_layers, linear,
+    chat_template, likelihood, loss, answers, generation, cuda_graphs, base, tokenizer, attention, quantized,
+    frozen_base, fused_layers, adapter, linear,
 )  # fmt: skip
 
 

@@ -63,22 +63,26 @@ def floor(
     exam: EvalSet, texts: Sequence[str], references: Sequence[str], encoder: semantic.Encoder | None
 ) -> dict[str, np.ndarray]:
     """What an answer to another group's question scores: a metric that is not far above this sees no content."""
-    found = against_reference([texts[place] for place in shuffled(exam.answered_groups)], references, encoder)
+    found = against_reference([texts[index] for index in shuffled(exam.answered_groups)], references, encoder)
     if encoder is not None:
         found["reciprocal_rank"] = np.full(len(texts), semantic.chance_reciprocal_rank(len(texts)))
     return found
 
 
 def shuffled(groups: Sequence[str]) -> list[int]:
-    """For each place another one, half a set away or further, of another group if there is one."""
+    """Returns for each index another one: half a set away or further, of another group if there is one."""
+    return [distant_index(groups, index) for index in range(len(groups))]
+
+
+def distant_index(groups: Sequence[str], index: int) -> int:
+    """Returns the first index of another group, counted from half a set away; that half-way index if there is none."""
     count = len(groups)
-    return [
-        next(
-            (j for step in range(count) if groups[j := (place + count // 2 + step) % count] != groups[place]),
-            (place + count // 2) % count,
-        )
-        for place in range(count)
-    ]
+    half_way = (index + count // 2) % count
+    for step in range(count):
+        candidate = (half_way + step) % count
+        if groups[candidate] != groups[index]:
+            return candidate
+    return half_way
 
 
 def ceiling(exam: EvalSet, references: Sequence[str], encoder: semantic.Encoder | None) -> dict[str, np.ndarray]:
@@ -129,7 +133,7 @@ def differences(
 def metric_columns(
     exam: EvalSet, measured: ModelOutputs, scores: Scores, resamples: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None, Bootstrap]]:
-    """Each metric's numbers, their weights (taught tokens, or none), and how its examples are drawn."""
+    """Each metric's numbers, their weights (target tokens, or none), and how its examples are drawn."""
     rows, answers = Bootstrap(exam.groups, resamples), Bootstrap(exam.answered_groups, resamples)
     found: dict[str, tuple[np.ndarray, np.ndarray | None, Bootstrap]] = {
         "loss": (measured.likelihood.nll, measured.likelihood.tokens, rows),

@@ -23,14 +23,10 @@ from medtune.config.validation import build_config
 from medtune.data.prepared import prepare
 from medtune.data.tokenization.dataset import tokenize
 from medtune.evaluate import evaluate
-from medtune.evaluation import answers as samples
-from medtune.evaluation import outputs as examination
+from medtune.evaluation import answers, likelihood
 from medtune.evaluation.answers import answer, last_turn_questions
 from medtune.evaluation.candidates import Candidate, keys_typed
-from medtune.evaluation.likelihood import likelihood
-from medtune.modeling import base as model
-from medtune.modeling import cuda_graphs as graphs
-from medtune.modeling import generation as decoding
+from medtune.modeling import base, cuda_graphs, generation
 from medtune.modeling.generation import greedy
 from medtune.modeling.lora import adapter
 from medtune.modeling.tokenizer import load_tokenizer
@@ -137,10 +133,10 @@ def test_the_same_evaluation_twice_is_the_same_and_measures_nothing_again(
 ) -> None:
     word = f"run='{sweep / 'lora.r=2'}'"
     measured(word)
-    first, answers = test_section(sweep / "lora.r=2"), (sweep / "lora.r=2" / "answers.jsonl").read_bytes()
+    first, written = test_section(sweep / "lora.r=2"), (sweep / "lora.r=2" / "answers.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(examination.likelihood, "likelihood", lambda *a: pytest.fail("measured again"))
-        patch.setattr(samples, "greedy", lambda *a: pytest.fail("answered again"))
+        patch.setattr(likelihood, "likelihood", lambda *a: pytest.fail("measured again"))
+        patch.setattr(answers, "greedy", lambda *a: pytest.fail("answered again"))
         measured(word)
     again = test_section(sweep / "lora.r=2")
     assert again["reads"] == 1 and again["tuned"] == first["tuned"] and again["difference"] == first["difference"]
@@ -150,7 +146,7 @@ def test_the_same_evaluation_twice_is_the_same_and_measures_nothing_again(
     measured(word)
     anew = test_section(sweep / "lora.r=2")
     assert anew["tuned"] == first["tuned"] and anew["base"] == first["base"] and anew["reads"] == 2
-    assert (sweep / "lora.r=2" / "answers.jsonl").read_bytes() == answers
+    assert (sweep / "lora.r=2" / "answers.jsonl").read_bytes() == written
 
 
 def test_a_member_alone_or_among_others_gives_the_same_answers(
@@ -175,9 +171,9 @@ def test_measured_at_the_end_of_training_or_later_is_the_same(
 def test_loss_equals_transformers_own(tiny_overrides: list[str], sweep: Path) -> None:
     run = run_of(tiny_overrides)
     tokenizer = load_tokenizer(run.model)
-    tuned = adapter.load(model.load_base(run.model, None, tokenizer, CPU), sweep / "lora.r=4" / "adapter")
+    tuned = adapter.load(base.load_base(run.model, None, tokenizer, CPU), sweep / "lora.r=4" / "adapter")
     rows = tokenize(tokenizer, prepare(run.data), 256).test
-    found = likelihood(tuned, rows["input_ids"][:], rows["labels"][:], batch=3)
+    found = likelihood.likelihood(tuned, rows["input_ids"][:], rows["labels"][:], batch=3)
     for place, row in enumerate(rows):
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
         with torch.no_grad():
@@ -193,9 +189,9 @@ def test_loss_equals_transformers_own(tiny_overrides: list[str], sweep: Path) ->
 def test_answers_are_those_of_generate_alone_or_in_a_batch(tiny_overrides: list[str], sweep: Path) -> None:
     run = run_of(tiny_overrides)
     tokenizer = load_tokenizer(run.model)
-    tuned = adapter.load(model.load_base(run.model, None, tokenizer, CPU), sweep / "lora.r=4" / "adapter")
+    tuned = adapter.load(base.load_base(run.model, None, tokenizer, CPU), sweep / "lora.r=4" / "adapter")
     asked = last_turn_questions([row.messages for row in prepare(run.data).train])[:24]
-    prompts = [samples.encode(tokenizer, question.messages, add_generation_prompt=True).input_ids for question in asked]
+    prompts = [answers.encode(tokenizer, question.messages, add_generation_prompt=True).input_ids for question in asked]
     said = greedy(tuned, prompts, [], 24)
     # A stop token that some of these answers reach, each at another place: rows leave their batch one by one.
     stop = next(t for t in said[0][4:] if 4 < sum(t in ids for ids in said) < len(said))
@@ -207,7 +203,7 @@ def test_answers_are_those_of_generate_alone_or_in_a_batch(tiny_overrides: list[
     for ids, ours in list(zip(prompts, together, strict=True))[:8]:
         with torch.no_grad():
             theirs = tuned.generate(input_ids=torch.tensor([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
-        assert samples.read_answer(tokenizer, theirs.tolist(), {stop}) == ours
+        assert answers.read_answer(tokenizer, theirs.tolist(), {stop}) == ours
 
 
 def test_a_recorded_step_says_the_same(
@@ -215,30 +211,30 @@ def test_a_recorded_step_says_the_same(
 ) -> None:
     run = run_of([*tiny_overrides, "model.dtype=float32"])
     tokenizer = load_tokenizer(run.model)
-    device = model.device_for(run.model)
-    tuned = adapter.load(model.load_base(run.model, None, tokenizer, device), sweep / "lora.r=4" / "adapter")
+    device = base.device_for(run.model)
+    tuned = adapter.load(base.load_base(run.model, None, tokenizer, device), sweep / "lora.r=4" / "adapter")
     prompts = [list(range(20, 20 + length)) for length in (3, 30, 17, 8)]
-    monkeypatch.setattr(decoding, "can_be_recorded", lambda base: False)
+    monkeypatch.setattr(generation, "can_be_recorded", lambda model: False)
     plain = greedy(tuned, prompts, [], 40)
     stop = next(t for t in plain[0][4:] if any(t in ids for ids in plain[1:]) and any(t not in ids for ids in plain))
     expected = [greedy(tuned, prompts, stops, 40) for stops in ([], [stop])]
-    monkeypatch.setattr(decoding, "can_be_recorded", lambda base: True)
+    monkeypatch.setattr(generation, "can_be_recorded", lambda model: True)
     steps: list[int] = []
-    stock = graphs.capture if device.type == "cuda" else lambda work: work  # a stand-in: the work, at every replay
+    stock = cuda_graphs.capture if device.type == "cuda" else lambda work: work  # a stand-in: the work, at every replay
 
     def counted(work: Callable[[], None]) -> Callable[[], None]:
         replay = stock(work)
         return lambda: steps.append(1) or replay()
 
-    monkeypatch.setattr(graphs, "capture", counted)
+    monkeypatch.setattr(cuda_graphs, "capture", counted)
     assert [greedy(tuned, prompts, stops, 40) for stops in ([], [stop])] == expected
     assert len(steps) == sum(max(map(len, said)) - 2 for said in expected)
-    for error in (graphs.CaptureError("not while capturing"), torch.OutOfMemoryError("no room")):
+    for error in (cuda_graphs.CaptureError("not while capturing"), torch.OutOfMemoryError("no room")):
 
         def fails(work: Callable[[], None], error: Exception = error) -> Callable[[], None]:
             raise error
 
-        monkeypatch.setattr(graphs, "capture", fails)
+        monkeypatch.setattr(cuda_graphs, "capture", fails)
         assert greedy(tuned, prompts, [stop], 40) == expected[1]
     assert "takes longer: not while capturing" in caplog.text and "takes longer: out of memory" in caplog.text
 
@@ -257,7 +253,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
         return plain(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(samples, "greedy", dies)
+        patch.setattr(answers, "greedy", dies)
         measured(*words)
     kept = next(folder.glob(".evaluation/*/answers.jsonl"))
     assert len(kept.read_text().splitlines()) == 2
@@ -268,7 +264,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
         calls.append(1)
         return plain(*args)
 
-    monkeypatch.setattr(samples, "greedy", counted)
+    monkeypatch.setattr(answers, "greedy", counted)
     calls.clear()
     [found] = measured(*words)
     assert len(calls) == 2, "the last two batches of the adapter, and no more"
@@ -356,7 +352,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_generated(
     line: str,
 ) -> None:
     harm(sweep / "lora.r=4")
-    monkeypatch.setattr(samples, "greedy", lambda *a: pytest.fail("answered"))
+    monkeypatch.setattr(answers, "greedy", lambda *a: pytest.fail("answered"))
     with pytest.raises((UserError, AssertionError)) as refused:  # `measured` asserts that nothing failed
         measured(f"run='{sweep / 'lora.r=4'}'")
     assert line in str(refused.value) and "answered" not in str(refused.value)
@@ -378,14 +374,14 @@ def test_a_run_that_did_not_finish_and_an_empty_test_set(measured: Measure, swee
 def test_a_loss_that_is_no_number_names_the_row(
     measured: Measure, sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = examination.likelihood.likelihood
+    plain = likelihood.likelihood
 
     def poisoned(*args: Any) -> Any:
         found = plain(*args)
         found.nll[1] = np.nan
         return found
 
-    monkeypatch.setattr(examination.likelihood, "likelihood", poisoned)
+    monkeypatch.setattr(likelihood, "likelihood", poisoned)
     with pytest.raises(AssertionError, match=r"the loss on test conversation local:\d+ is nan"):
         measured(f"run='{sweep / 'lora.r=2'}'")
     assert "test" not in json.loads((sweep / "lora.r=2" / "metrics.json").read_text())
