@@ -1,4 +1,4 @@
-"""Parts of a frozen Llama in one kernel each, on a GPU: where its own code takes many."""
+"""Parts of a frozen Llama on a GPU in one kernel each, where its own code takes many."""
 
 from functools import partial
 from typing import Any, cast
@@ -11,10 +11,11 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 
 from medtune.modeling import kernels
 from medtune.modeling.attention import CAUSAL
+from medtune.modeling.forwards import replace_forward
 
 
 def use_fused_layers(base: PreTrainedModel) -> None:
-    """Compute RMSNorm (arXiv:1910.07467) and SwiGLU, and in training rotary positions, in one kernel each way.
+    """Makes RMSNorm (arXiv:1910.07467), SwiGLU and, in training, rotary positions run in one kernel each way.
 
     Each rounds once, where Llama's own code rounds after every step.
     """
@@ -22,21 +23,21 @@ def use_fused_layers(base: PreTrainedModel) -> None:
         return
     for module in base.modules():
         if isinstance(module, LlamaRMSNorm):
-            vars(module)["forward"] = partial(norm, module)
+            replace_forward(module, partial(norm, module), "fused RMSNorm")
         elif isinstance(module, LlamaMLP) and module.config.hidden_act == "silu" and kernels.kernels_available():
-            vars(module)["forward"] = partial(feed_forward, module)
+            replace_forward(module, partial(feed_forward, module), "fused SwiGLU")
         elif isinstance(module, LlamaAttention) and not module.attention_dropout and kernels.kernels_available():
-            vars(module)["forward"] = partial(attend, module)
+            replace_forward(module, partial(attend, module), "fused rotary positions")
 
 
 def norm(layer: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
-    """RMSNorm of `x` [rows, length, width], in its type; autocast would have it in float32, and all that follows."""
+    """Returns RMSNorm of `x` [rows, length, width] in its type; autocast would make it float32."""
     with torch.autocast(x.device.type, enabled=False):
         return F.rms_norm(x, layer.weight.shape, layer.weight, layer.variance_epsilon)
 
 
 def feed_forward(layer: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
-    """The feed-forward part of a Llama layer; `x` and the result: [rows, length, width]."""
+    """Returns the feed-forward part of a Llama layer; `x` and the result: [rows, length, width]."""
     from medtune.modeling.kernels.swiglu import SwiGLU
 
     product = SwiGLU.apply(layer.gate_proj(x), layer.up_proj(x))
@@ -44,7 +45,7 @@ def feed_forward(layer: LlamaMLP, x: torch.Tensor) -> torch.Tensor:
 
 
 def attend(layer: LlamaAttention, hidden_states: torch.Tensor, **others: Any) -> tuple[torch.Tensor, Any]:
-    """The attention of a Llama layer; `hidden_states` and the result: [rows, length, width]. Stock unless `CAUSAL`."""
+    """Returns the attention of a Llama layer: [rows, length, width]. The stock forward runs unless it is `CAUSAL`."""
     if layer.config._attn_implementation != CAUSAL:
         return LlamaAttention.forward(layer, hidden_states, **others)
     from medtune.modeling.kernels.rotary import Rotary

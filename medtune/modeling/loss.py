@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from medtune.modeling.forwards import replace_forward
+
 # Target positions whose logits exist at the same time. With a vocabulary of 128,256 they are the peak of all memory.
 LOGITS_CHUNK = 256
 
@@ -93,4 +95,4 @@ def add_target_loss(base: PreTrainedModel) -> None:
         chunks = zip(hidden.split(LOGITS_CHUNK), targets.ids.split(LOGITS_CHUNK), strict=True)
         return torch.stack([F.cross_entropy(head(h).float(), ids, reduction="sum") for h, ids in chunks]).sum()
 
-    base.forward = types.MethodType(target_loss_forward, base)
+    replace_forward(base, types.MethodType(target_loss_forward, base), "loss on target tokens")

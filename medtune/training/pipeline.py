@@ -141,6 +141,7 @@ def exclusive_handle(parts: Parts) -> "BaseHandle | None":
 
 def attach_adapter(parts: Parts) -> "PeftModel":
     """Attaches a new adapter to a view of the base model."""
+    from medtune.modeling.forwards import describe_forwards
     from medtune.modeling.frozen_base import share_weights
     from medtune.modeling.lora import adapter
     from medtune.modeling.memory import reset_peak_memory
@@ -157,6 +158,7 @@ def attach_adapter(parts: Parts) -> "PeftModel":
         "with" if parts.checkpointing else "no",
     )
     log.info("adapter: %s of %s parameters train (%.2f %%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
+    log.info("which forward each kind of layer runs:\n%s", describe_forwards(model), extra=FILE_ONLY)
     return model
 
 

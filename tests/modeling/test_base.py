@@ -16,8 +16,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from helpers import compose
 from medtune.config.schema import RunConfig
 from medtune.modeling import base as model
+from medtune.modeling import memory, weights
 from medtune.modeling import quantized as frozen
-from medtune.modeling import weights
 from medtune.modeling.attention import CAUSAL
 from medtune.modeling.frozen_base import cache_matches, checksums, fingerprint
 from medtune.modeling.memory import require_memory, weight_bytes
@@ -153,7 +153,7 @@ def test_8b_without_a_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.psutil, "virtual_memory", lambda: type("Free", (), {"available": 4e9}))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("Free", (), {"available": 4e9}))
     run = compose("model=llama3_8b")
     with pytest.raises(UserError, match=r"in nf4 needs 5\.7 GB for its weights alone, and 4\.0 GB are free in memory"):
         require_memory(run.model, run.quantization, torch.device("cpu"))

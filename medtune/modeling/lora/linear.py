@@ -1,4 +1,4 @@
-"""A frozen product and what LoRA layers add to it, in as few passes over the activations as it takes.
+"""A frozen product plus what LoRA layers add, in as few passes over the activations as possible.
 
 PEFT's own layer casts the input of each layer to float32, and makes a new tensor for the dropout, the scaling, the sum
 and each cast; together a third of a training step on a CPU. Here the arithmetic is that of the frozen product, as under
@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import nn
 
+from medtune.modeling.forwards import replace_forward
 from medtune.modeling.lora.dropout import (
     KeyedDropout,
     Mask,
@@ -34,14 +35,19 @@ class FusedLora(LoraVariant):
     def forward(
         module: LoraLayer, active_adapter: str, x: torch.Tensor, result: torch.Tensor, **kwargs: object
     ) -> torch.Tensor:
-        """The frozen product `result` [rows, length, out] of `x` [rows, length, in], with what the adapter adds."""
-        return lora_linear(FrozenLinear(lambda _: result, None, None), x, *member(module, active_adapter, x))
+        """Returns the frozen product `result` [rows, length, out] of `x` [rows, length, in] with the adapter's part."""
+        return lora_linear(precomputed(result), x, *member(module, active_adapter, x))
+
+
+def precomputed(result: torch.Tensor) -> FrozenLinear:
+    """Returns a frozen layer whose output is known already."""
+    return FrozenLinear(lambda _: result, None, None)
 
 
 def member(
     layer: LoraLayer, adapter: str, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, float | torch.Tensor, Mask]:
-    """What `adapted` needs of a layer that acts alone on `x` [rows, length, in]."""
+    """Returns what `lora_linear` needs of a layer that acts alone on `x` [rows, length, in]: A, B, scale and mask."""
     a, b = weights(layer, adapter)
     dropout, scale = layer.lora_dropout[adapter], layer.scaling[adapter]
     if isinstance(dropout, KeyedDropout) and dropout.training:
@@ -59,7 +65,7 @@ def weights(layer: LoraLayer, adapter: str) -> tuple[nn.Parameter, nn.Parameter]
 def lora_linear(
     product: FrozenLinear, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float | torch.Tensor, mask: Mask
 ) -> torch.Tensor:
-    """The frozen product [rows, length, out] of `x` [rows, length, in], with what each member adds to its rows.
+    """Returns the frozen product [rows, length, out] of `x` [rows, length, in], with each member's part on its rows.
 
     `a` [members, r, in], `b` [members, out, r]; members' rows follow one another, as many of each. `scale` of all, or
     [members, 1, 1].
@@ -93,7 +99,7 @@ class LoraFunction(torch.autograd.Function):
         keys: MaskSeeds | None,
         product: FrozenLinear,
     ) -> torch.Tensor:
-        ctx.type_of_x, ctx.unpack = x.dtype, product.weight if y is None else None
+        ctx.type_of_x, ctx.weight = x.dtype, product.weight if y is None else None
         with torch.autocast(x.device.type, enabled=False):  # it would change the types of some products only
             if y is None:
                 weight = cast(Any, product.weight)()
@@ -109,38 +115,40 @@ class LoraFunction(torch.autograd.Function):
             return y.baddbmm_(low, b.mT)
 
     @staticmethod
-    def backward(ctx: Any, of_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, low, a, b, dense = ctx.saved_tensors
         mask = dense if ctx.keys is None else ctx.keys
-        of_low = torch.bmm(of_y, b).mul_(ctx.scale)
-        of_b, of_x = torch.bmm(of_y.mT, low), None
+        grad_low = torch.bmm(grad_y, b).mul_(ctx.scale)
+        grad_b, grad_x = torch.bmm(grad_y.mT, low), None
         if ctx.needs_input_grad[0]:
-            of_x, x = dropout_matmul_backward(of_low, x, a, mask)
+            grad_x, x = dropout_matmul_backward(grad_low, x, a, mask)
             # The large product comes last, and adds to what is there: another pass over its result would take longer.
-            if ctx.unpack is not None:
-                of_x.view(-1, x.shape[-1]).addmm_(of_y.reshape(-1, of_y.shape[-1]), ctx.unpack())
-            of_x = of_x.to(ctx.type_of_x)
+            if ctx.weight is not None:
+                grad_x.view(-1, x.shape[-1]).addmm_(grad_y.reshape(-1, grad_y.shape[-1]), ctx.weight())
+            grad_x = grad_x.to(ctx.type_of_x)
         else:
             x = apply_mask(x, mask)
-        of_a = torch.bmm(of_low.mT, x)
-        through = of_y if ctx.needs_input_grad[1] else None
-        return of_x, through, of_a.float(), of_b.float(), None, None, None, None
+        grad_a = torch.bmm(grad_low.mT, x)
+        through = grad_y if ctx.needs_input_grad[1] else None
+        return grad_x, through, grad_a.float(), grad_b.float(), None, None, None, None
 
 
 def use_fused_lora(model: PeftModel) -> None:
-    """Let every LoRA layer that is no variant already compute so; one that is, as DoRA's, goes on as before."""
+    """Makes every plain LoRA layer compute this way. A layer of another variant, such as DoRA, stays as it is."""
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             for adapter, own in layer.lora_A.items():
                 if adapter not in layer.lora_variant and isinstance(own, nn.Linear):
                     layer.lora_variant[adapter] = FusedLora()
                     layer.cast_input_dtype_enabled = False
-            vars(layer)["forward"] = partial(forward, layer)
+            replace_forward(layer, partial(fused_lora_forward, layer), "fused LoRA")
 
 
-def forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """What PEFT's layer does with one plain adapter, without its questions and its copy of the frozen product: on a GPU
-    they take longer than the arithmetic."""
+def fused_lora_forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Does what PEFT's layer does with one plain adapter, without its checks and its copy of the frozen product.
+
+    On a GPU those take longer than the arithmetic.
+    """
     active = layer.active_adapters
     variant = layer.lora_variant.get(active[0]) if len(active) == 1 else None
     if args or kwargs or layer.disable_adapters or layer.merged or not isinstance(variant, FusedLora):

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from medtune.modeling import cuda_graphs as graphs
 from medtune.modeling.attention import CAUSAL
+from medtune.modeling.forwards import replace_forward
 from medtune.modeling.frozen_base import share_weights
 from medtune.modeling.memory import CHECKPOINTING_KWARGS, free_memory
 from medtune.modeling.multi_lora.captured import CapturedPasses
@@ -91,7 +92,8 @@ class Backbone:
         self.refused: Adapters | None = None  # those whose passes were not to be recorded
         for name, module in self.trunk.named_modules():
             if isinstance(module, torch.nn.Linear):  # bitsandbytes' layers are too
-                vars(module)["forward"] = partial(self.adapted, name, frozen_linear(module))
+                adapted = partial(self.adapted, name, frozen_linear(module))
+                replace_forward(module, adapted, "adapters of all members")
 
     def adapted(self, name: str, product: FrozenLinear, x: torch.Tensor) -> torch.Tensor:
         """A linear layer of the base over all rows, and each member's adapter of it over its own."""
@@ -99,20 +101,12 @@ class Backbone:
         return self.adapters.adapt(name, x, product)
 
     def through(self, rows: list[MicroBatch]) -> ForwardPass:
-        """Run members' rows through the base, shorter ones padded on the right."""
+        """Runs members' rows through the base model; shorter ones are padded on the right."""
         longest = max(row.shape[1] for row in rows)
-        ids, mask = (
-            torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
-            for parts in ([row.input_ids for row in rows], [row.attention_mask for row in rows])
-        )
+        ids = pad_and_cat([row.input_ids for row in rows], longest)
+        mask = pad_and_cat([row.attention_mask for row in rows], longest)
         adapters, arithmetic = self.adapters_of(rows), rows[0].arithmetic
-        # Where groups of members take turns, each pass has another stack: recording takes longer than it saves.
-        if (
-            self.records
-            and isinstance(adapters, StackedAdapters)
-            and adapters.passes > 1
-            and adapters is not self.refused
-        ):
+        if isinstance(adapters, StackedAdapters) and self.may_capture(adapters):
             passed = graphs.try_capture("passes", lambda: self.recorded(rows, ids, adapters, arithmetic))
             if passed:
                 return passed
@@ -121,6 +115,13 @@ class Backbone:
             free_memory()
         hidden = self.hidden(ids, mask, arithmetic)
         return ForwardPass(rows, hidden, lambda gradient, wanted: adapters.gradients(hidden, gradient, wanted))
+
+    def may_capture(self, adapters: StackedAdapters) -> bool:
+        """Whether capturing passes of these adapters pays.
+
+        Where groups of members take turns, each pass has another stack: capturing takes longer than it saves.
+        """
+        return self.records and adapters.passes > 1 and adapters is not self.refused
 
     def recorded(
         self, rows: list[MicroBatch], ids: torch.Tensor, adapters: StackedAdapters, arithmetic: tuple[bool, torch.dtype]
@@ -160,6 +161,11 @@ class Backbone:
         self.adapters = self.recordings = self.refused = None
 
 
+def pad_and_cat(parts: list[torch.Tensor], longest: int) -> torch.Tensor:
+    """Returns members' tensors [rows, length] as one [all rows, longest], padded with zeros on the right."""
+    return torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
+
+
 def proxy_base(base: PreTrainedModel, through: Callable[[MicroBatch], torch.Tensor]) -> PreTrainedModel:
     """A view of the base that gets the hidden states of its rows in training from `through`; attach an adapter to it
     and train it as usual. Its own backward pass ends there."""
@@ -167,7 +173,7 @@ def proxy_base(base: PreTrainedModel, through: Callable[[MicroBatch], torch.Tens
     trunk, layers = net.base_model, Layers()
     stock = trunk.forward
 
-    def forward(
+    def proxy_forward(
         input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **others: Any
     ) -> Any:
         if not torch.is_grad_enabled() or input_ids is None or attention_mask is None:
@@ -178,7 +184,7 @@ def proxy_base(base: PreTrainedModel, through: Callable[[MicroBatch], torch.Tens
             layers.update(layers_of(trunk))
         return BaseModelOutputWithPast(through(MicroBatch(input_ids, attention_mask, arithmetic, layers)))
 
-    trunk.forward = forward
+    replace_forward(trunk, proxy_forward, "hidden states from the shared pass")
     return net
 
 

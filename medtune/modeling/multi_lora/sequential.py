@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from medtune.modeling.forwards import forward_replaced
 from medtune.modeling.lora.linear import FusedLora
 from medtune.modeling.multi_lora.stacked import Gradients, Layers, stackable
 from medtune.modeling.quantized import FrozenLinear
@@ -51,14 +52,6 @@ def adapt(layer: Any, length: int, x: torch.Tensor, y: torch.Tensor) -> torch.Te
 
 
 def with_product(layer: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """PEFT's own layer, whose base layer says `y` instead of computing it."""
-    base = vars(layer.get_base_layer())
-    stock = base.get("forward")
-    base["forward"] = lambda *_: y
-    try:
+    """Returns what PEFT's own layer makes of `x`, with `y` for the output of its base layer."""
+    with forward_replaced(layer.get_base_layer(), lambda *_: y, "known product"):
         return layer(x)
-    finally:
-        if stock:
-            base["forward"] = stock
-        else:
-            del base["forward"]
