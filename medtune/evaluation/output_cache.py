@@ -19,6 +19,7 @@ from medtune.modeling import (
     attention,
     base,
     cuda_graphs,
+    forwards,
     frozen_base,
     fused_layers,
     generation,
@@ -36,7 +37,7 @@ VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # packag
 # A change of one of these, or of a kernel, may change losses and answers.
 VERSIONED_MODULES: tuple[ModuleType, ...] = (
     chat_template, likelihood, loss, answers, generation, cuda_graphs, base, tokenizer, attention, quantized,
-    frozen_base, fused_layers, adapter, linear,
+    frozen_base, forwards, fused_layers, adapter, linear,
 )  # fmt: skip
 
 

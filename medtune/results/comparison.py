@@ -8,6 +8,9 @@ import numpy as np
 
 from medtune.results.reader import RunResult, losses
 from medtune.results.statistics import Bootstrap, Estimate
+from medtune.runtime.progress import shorten
+
+NAME_IN_TEXT = 40  # characters
 
 
 def format_interval(numbers: dict[str, Any] | None, form: str = ".4f") -> str:
@@ -21,7 +24,7 @@ def format_interval(numbers: dict[str, Any] | None, form: str = ".4f") -> str:
 
 
 def verdicts(members: Sequence[RunResult]) -> Iterator[str]:
-    """What validation chose beside the base and everything else, paired over the same test conversations."""
+    """Yields what validation chose beside the base model and all others, paired over the same test conversations."""
     tested = [member for member in members if "tuned" in member.test]
     if not tested:
         return
@@ -29,17 +32,17 @@ def verdicts(members: Sequence[RunResult]) -> Iterator[str]:
     test = chosen[0].test
     lines = [f"{called(chosen)}, chosen by eval_loss, on {test['conversations']} test conversations in"]
     lines[0] += f" {test['groups']} groups (difference of test loss, paired, 95 %):"
-    lines.append(f"  than the untuned base: {format_verdict(paired(chosen, chosen[:1], 'base_nll'))}")
+    lines.append(f"  vs base model: {format_verdict(paired(chosen, chosen[:1], 'base_nll'))}")
     for other in others:
         if losses(other[0])["conversation"] == losses(chosen[0])["conversation"]:
-            lines.append(f"  than {called(other)}: {format_verdict(paired(chosen, other, 'tuned_nll'))}")
+            lines.append(f"  vs {called(other)}: {format_verdict(paired(chosen, other, 'tuned_nll'))}")
         else:
-            lines.append(f"  than {called(other)}: not comparable, its test set is another")
+            lines.append(f"  vs {called(other)}: not comparable, its test set is another")
     yield "\n".join([*lines, *(spread_of_seeds(group) for group in (chosen, *others) if len(group) > 1)])
 
 
 def replicates(tested: Sequence[RunResult]) -> list[list[RunResult]]:
-    """Members that differ by their seed alone, together."""
+    """Returns members in groups; those of one group differ by their seed alone."""
     configurations: dict[str, list[RunResult]] = {}
     for member in tested:
         same = {name: value for name, value in member.run["configuration"].items() if name not in ("seed", "name")}
@@ -49,7 +52,7 @@ def replicates(tested: Sequence[RunResult]) -> list[list[RunResult]]:
 
 def called(group: Sequence[RunResult]) -> str:
     """The name of a member, or of several that differ by their seed."""
-    names = ", ".join(member.name for member in group)
+    names = ", ".join(shorten(member.name, NAME_IN_TEXT) for member in group)
     return names if len(group) == 1 else f"the mean of {names}"
 
 
@@ -59,7 +62,7 @@ def format_verdict(estimate: Estimate) -> str:
 
 
 def paired(ours: Sequence[RunResult], theirs: Sequence[RunResult], column: str) -> Estimate:
-    """Our test loss minus theirs, drawn over the groups of their common test set; of seeds the mean on each row."""
+    """Returns our test loss minus theirs, drawn over the groups of their common test set; the mean of several seeds."""
     first = losses(ours[0])
     a = np.mean([losses(member)["tuned_nll"] for member in ours], axis=0)
     b = np.mean([losses(member)[column] for member in theirs], axis=0)
@@ -67,7 +70,7 @@ def paired(ours: Sequence[RunResult], theirs: Sequence[RunResult], column: str) 
 
 
 def spread_of_seeds(group: Sequence[RunResult]) -> str:
-    """How much chance in training moves the test loss, which the intervals above, over conversations, do not hold."""
+    """How far chance in training moves the test loss; the intervals above, over conversations, do not contain it."""
     found = [member.test["tuned"]["scores"]["loss"]["value"] for member in group]
     chance = f"test loss {np.mean(found):.4f}, standard deviation {np.std(found, ddof=1):.4f}"
-    return f"  {len(found)} seeds ({', '.join(member.name for member in group)}): {chance}"
+    return f"  {len(found)} seeds ({', '.join(shorten(member.name, NAME_IN_TEXT) for member in group)}): {chance}"

@@ -26,7 +26,7 @@ METRICS = {
     "reciprocal_rank": Metric("question rank", "1 / rank of its own question among all, by that encoder", True),
     "fact_agreement": Metric("key facts", "F1 of numbers, drugs, findings, actions, with their polarity", True),
     "contradicted": Metric("contradicted", "facts in common that one affirms and the other denies", False),
-    "base_nll": Metric("perplexity by base", "of the answer, under the untuned base; loops have little too", None),
+    "base_nll": Metric("perplexity by base", "of the answer, under the base model; loops have little too", None),
     "repetition": Metric("repetition", "4-grams that repeat an earlier one", False),
     "boilerplate": Metric("boilerplate", "words in stock sentences", False),
     "ended": Metric("ended", "answers that end by themselves", True),

@@ -11,10 +11,14 @@ from medtune.runtime.files import read_json
 
 @dataclass
 class RunResult:
-    """A run and what was measured of it: `results` is its folder, or one inside it for the test set of other data."""
+    """A run and its numbers. `results` is its folder, or one inside it for the test set of other data.
+
+    `title`: what tables call it; the name of its folder if empty.
+    """
 
     folder: Path
     results: Path
+    title: str = ""
 
     def __post_init__(self) -> None:
         self.run = read_json(self.folder / "run.json")
@@ -23,7 +27,8 @@ class RunResult:
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        """What tables call it."""
+        return self.title or self.folder.name
 
     @property
     def eval_loss(self) -> float:

@@ -1,42 +1,52 @@
-"""Result folders -> tables: members beside the untuned base, with intervals, paired verdicts, safety and the gate.
+"""Result folders -> tables: members beside the base model, with intervals, paired verdicts, safety and the gate.
 
-Everything is read from the folders' files; nothing is measured here.
+Everything is read from the folders' files; nothing is evaluated here. Tables fit the terminal, from 80 columns on: long
+names are shortened in the middle, and columns that do not fit beside each other come in a table of their own.
 """
 
 import json
+import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import tabulate as tables_library
 from tabulate import tabulate
 
-from medtune.results.comparison import format_interval, verdicts
+from medtune.results.comparison import NAME_IN_TEXT, format_interval, verdicts
 from medtune.results.metrics import METRICS, perplexity
 from medtune.results.reader import RunResult
 from medtune.runtime.files import display_path
+from medtune.runtime.progress import shorten
+
+tables_library.MIN_PADDING = 0  # headers need no room beside them
 
 NOTHING = "(an empty answer)"
-BESIDE = 4  # members whose numbers fit beside each other on a screen
+COMPARED = 4  # members of which all scores are shown
+NARROWEST, WITHOUT_TERMINAL = 80, 120  # columns
+SHORTEST_NAME = 12  # characters
+SEPARATOR = 2  # characters between two columns
 PERCENT = ("token_accuracy", "contradicted", "repetition", "boilerplate", "ended")
 
 
 def summary(folders: Sequence[Path]) -> str:
-    """What the user sees at the end of training: the members, the verdicts, answers to read."""
-    members = [RunResult(folder, folder) for folder in folders]
-    parts = [members_table(members), *verdicts(members), gates(members), answers(members)]
+    """Returns what stands at the end of training: the members, the verdicts, answers to read."""
+    members = name_run_alone([RunResult(folder, folder) for folder in folders])
+    parts = [members_table(members), *map(wrapped, verdicts(members)), gates(members), answers(members)]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
 def everything(members: Sequence[RunResult]) -> str:
-    """What the user sees at the end of an evaluation: all of it."""
+    """Returns what stands at the end of an evaluation: all of it."""
+    members = name_run_alone(members)
     tested = [member for member in members if member.test]
     parts = [
         members_table(members),
-        *verdicts(members),
+        *map(wrapped, verdicts(members)),
         scores_table(tested),
         safety_table(tested),
-        *reasons(members),
+        *map(wrapped, reasons(members)),
         benchmarks_table(tested),
     ]
     parts += [rubric(member.test) for member in tested if "rubric" in member.test][:1]
@@ -44,56 +54,195 @@ def everything(members: Sequence[RunResult]) -> str:
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
+def name_run_alone(members: Sequence[RunResult]) -> Sequence[RunResult]:
+    """Calls a run that belongs to no sweep by its own name; its folder is named by all of its overrides."""
+    if len(members) == 1 and not (members[0].folder.parent / "sweep.json").exists():
+        members[0].title = members[0].run.get("name", "")
+    return members
+
+
+def named(member: RunResult) -> str:
+    """A member's name as it stands in a line of text."""
+    return shorten(member.name, NAME_IN_TEXT)
+
+
+def screen_width() -> int:
+    """The columns that tables may take."""
+    return max(shutil.get_terminal_size((WITHOUT_TERMINAL, 24)).columns, NARROWEST)
+
+
+def wrapped(text: str) -> str:
+    """Text with lines that fit the screen, broken between words and indented as they were."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()))
+        lines += textwrap.wrap(
+            line, screen_width(), initial_indent="", subsequent_indent=indent + "  ", break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]  # fmt: skip
+    return "\n".join(lines)
+
+
 def members_table(members: Sequence[RunResult]) -> str:
-    """Base and members: validation and test loss, and where the adapter is."""
-    bases: list[list[Any]] = []
-    rows: list[list[Any]] = []
-    for member in members:
-        best, base, run = member.metrics.get("best", {}), member.metrics.get("base", {}), member.run
-        untuned = member.test.get("base", {}).get("scores", {}).get("loss")
-        bases.append(
-            ["untuned base", base.get("eval_loss"), base.get("perplexity"), format_interval(untuned), "", None, "", ""]
-        )
-        if not run and member.test:
-            continue  # a base that was measured alone
-        status, minutes = run.get("status", "not started"), run["seconds"] / 60 if "seconds" in run else None
-        where = display_path(member.folder / "adapter") if status == "done" else run.get("error") or ""
-        loss = format_interval(member.test.get("tuned", {}).get("scores", {}).get("loss"))
-        verdict = member.test.get("difference", {}).get("loss", {}).get("verdict", "")
-        rows.append([member.name, best.get("eval_loss"), best.get("perplexity"), loss, verdict, minutes, status, where])
-    headers = ["member", "eval_loss", "perplexity", "test_loss (95 %)", "than base", "minutes", "status", "adapter"]
-    shared = [row for row in bases if row[1] is not None or row[3]][:1]
-    return tabulate(shared + rows, headers, floatfmt=("", ".4f", ".2f", "", "", ".1f"), missingval="-")
+    """Base model and members: validation and test loss, verdict, time, status; below it adapters and errors."""
+    bases = [row for row in map(base_row, members) if row["eval_loss"] != "-" or row["test_loss (95 %)"]]
+    trained = [member for member in members if member.run or not member.test]  # others are base models alone
+    rows = bases[:1] + [member_row(member) for member in trained]
+    lines = [fitted(rows)]
+    lines += [wrapped(f"{named(member)}: {member.run['error']}") for member in trained if member.run.get("error")]
+    lines += adapters_line([member for member in trained if member.run.get("status") == "done"])
+    return "\n".join(lines)
+
+
+def base_row(member: RunResult) -> dict[str, str]:
+    """The row of the base model that a member was trained on."""
+    base, scores = member.metrics.get("base", {}), member.test.get("base", {}).get("scores", {})
+    return {
+        "member": "base model",
+        "eval_loss": number(base.get("eval_loss"), ".4f"),
+        "perplexity": number(base.get("perplexity"), ".2f"),
+        "test_loss (95 %)": format_interval(scores.get("loss")),
+        "vs base": "",
+        "minutes": "",
+        "status": "",
+    }
+
+
+def member_row(member: RunResult) -> dict[str, str]:
+    """The row of a member."""
+    best, run = member.metrics.get("best", {}), member.run
+    verdict = member.test.get("difference", {}).get("loss", {}).get("verdict", "")
+    return {
+        "member": member.name,
+        "eval_loss": number(best.get("eval_loss"), ".4f"),
+        "perplexity": number(best.get("perplexity"), ".2f"),
+        "test_loss (95 %)": format_interval(member.test.get("tuned", {}).get("scores", {}).get("loss")),
+        "vs base": "unclear" if verdict.startswith("not") else verdict,
+        "minutes": number(run["seconds"] / 60 if "seconds" in run else None, ".1f"),
+        "status": run.get("status", "not started"),
+    }
+
+
+def number(value: float | None, form: str) -> str:
+    """A number in the given format; a dash for None."""
+    return "-" if value is None else format(value, form)
+
+
+def fitted(rows: list[dict[str, str]]) -> str:
+    """A table of members that fits the screen: without perplexity and minutes where there is no room for them."""
+    for dropped in ((), ("perplexity",), ("perplexity", "minutes")):
+        headers = [header for header in rows[0] if header not in dropped] if rows else ["member"]
+        widths = [max(len(header), *(len(row[header]) for row in rows)) for header in headers[1:]] if rows else []
+        room = screen_width() - sum(SEPARATOR + width for width in widths)
+        longest = max((len(row["member"]) for row in rows), default=0)
+        if room >= min(longest, 2 * SHORTEST_NAME):
+            break
+    names = [shorten(row["member"], max(room, SHORTEST_NAME)) for row in rows]
+    cells = [[name, *(row[header] for header in headers[1:])] for name, row in zip(names, rows, strict=True)]
+    right = ("eval_loss", "perplexity", "minutes")
+    align = ["right" if header in right else "left" for header in headers]
+    note = "\nunclear: not distinguishable from the base model" if any("unclear" in row for row in cells) else ""
+    return tabulate(cells, headers, disable_numparse=True, colalign=align if cells else None) + note
+
+
+def adapters_line(done: Sequence[RunResult]) -> list[str]:
+    """Where the adapters of finished members are."""
+    if len(done) < 2:
+        return [f"adapter: {display_path(member.folder / 'adapter')}" for member in done]
+    parents = list(dict.fromkeys(member.folder.parent for member in done))
+    return [f"adapters: {display_path(parent)}/MEMBER/adapter" for parent in parents]
 
 
 def scores_table(tested: Sequence[RunResult]) -> str:
-    """Every metric of base and members, with the floor of each below it, and another doctor where there is one."""
+    """Every metric of base model and members, with its floor below it, and another doctor where there is one."""
     ranked = sorted(tested, key=lambda member: member.eval_loss)
     if not ranked:
         return ""
-    beside = [member for member in ranked if member.test["examination"] == ranked[0].test["examination"]][:BESIDE]
-    base, adapted = beside[0].test["base"]["scores"], [member for member in beside if "tuned" in member.test]
+    same = [member for member in ranked if member.test["examination"] == ranked[0].test["examination"]]
+    compared = same[:COMPARED]
+    base, adapted = compared[0].test["base"]["scores"], [member for member in compared if "tuned" in member.test]
     ceilings = any("ceiling" in numbers for numbers in base.values())
-    rows = []
+    columns = [["base model", *base_cells(base)], *([member.name, *score_cells(member, base)] for member in adapted)]
+    if ceilings:
+        columns.insert(1, ["doctor", *ceiling_cells(base)])
+    note = (
+        f"{compared[0].test['answered']} answers; + better, - worse than the base model (95 %, paired, each on its own)"
+    )
+    note += "\nshuffled: the same answers given to other questions" + ("; doctor: another's answer" if ceilings else "")
+    if len(compared) < len(tested):
+        note += f"\nshown are the best {len(compared)} by validation that were asked the same; all are in metrics.json"
+    return side_by_side([["test set", *row_titles(base)]], columns, 1 + ceilings) + "\n" + wrapped(note)
+
+
+def row_titles(base: dict[str, Any]) -> list[str]:
+    """The titles of the rows: each metric, and its floor where it has one."""
+    titles = []
     for name, metric in METRICS.items():
-        if name not in base:
-            continue
-        arrow = {True: "↑", False: "↓", None: " "}[metric.higher_is_better]
-        row = [f"{metric.title} {arrow}", cell(name, base[name])]
-        for member in adapted:
-            word = member.test["difference"].get(name, {}).get("verdict", "")
-            mark = {"better": " +", "worse": " -"}.get(word, "")
-            row.append(cell(name, member.test["tuned"]["scores"][name]) + mark)
-        rows.append([*row, bound(name, base[name], "ceiling")] if ceilings else row)
-        if "floor" in base[name]:
-            floors = [base[name], *(member.test["tuned"]["scores"][name] for member in adapted)]
-            rows.append(["  shuffled", *(bound(name, numbers, "floor") for numbers in floors)])
-    headers = ["test set", "untuned base", *(member.name for member in adapted)]
-    note = f"{beside[0].test['answered']} answers; + better, - worse than the base (95 %, paired, each on its own)\n"
-    note += "shuffled: the same answers given to other questions" + ("; doctor: another's answer" if ceilings else "")
-    if len(beside) < len(tested):
-        note += f"\nshown are the best {len(beside)} by validation that were asked the same; all are in metrics.json"
-    return tabulate(rows, [*headers, "doctor"] if ceilings else headers, disable_numparse=True) + f"\n{note}"
+        if name in base:
+            arrow = {True: "↑", False: "↓", None: " "}[metric.higher_is_better]
+            titles += [f"{metric.title} {arrow}", *(["  shuffled"] if "floor" in base[name] else [])]
+    return titles
+
+
+def base_cells(base: dict[str, Any]) -> list[str]:
+    """The base model's cells, floors included."""
+    cells = []
+    for name in METRICS:
+        if name in base:
+            cells += [cell(name, base[name]), *([bound(name, base[name], "floor")] if "floor" in base[name] else [])]
+    return cells
+
+
+def ceiling_cells(base: dict[str, Any]) -> list[str]:
+    """The cells of another doctor."""
+    cells = []
+    for name in METRICS:
+        if name in base:
+            cells += [bound(name, base[name], "ceiling"), *([""] if "floor" in base[name] else [])]
+    return cells
+
+
+def score_cells(member: RunResult, base: dict[str, Any]) -> list[str]:
+    """A member's cells, each marked where it is clearly better or worse than the base model."""
+    cells = []
+    for name in METRICS:
+        if name in base:
+            numbers = member.test["tuned"]["scores"][name]
+            verdict = member.test["difference"].get(name, {}).get("verdict", "")
+            mark = {"better": " +", "worse": " -"}.get(verdict, "")
+            cells += [cell(name, numbers) + mark, *([bound(name, numbers, "floor")] if "floor" in base[name] else [])]
+    return cells
+
+
+def side_by_side(titles: list[list[str]], columns: list[list[str]], repeated: int) -> str:
+    """Columns, each with its header first, in as many tables as the screen needs.
+
+    `titles` stand left in every table, and so do the first `repeated` columns where more than one fits.
+    """
+    for column in columns:
+        column[0] = shorten(column[0], max(len(text) for text in column[1:]) if len(column) > 1 else SHORTEST_NAME)
+    left = sum(width_of(column) + SEPARATOR for column in titles)
+    fixed, rest = columns[:repeated], columns[repeated:]
+    room = screen_width() - left - sum(width_of(column) + SEPARATOR for column in fixed)
+    tables: list[list[list[str]]] = [[]]
+    taken = 0
+    for column in rest:
+        needed = width_of(column) + SEPARATOR
+        if tables[-1] and taken + needed > room:
+            tables.append([])
+            taken = 0
+        tables[-1].append(column)
+        taken += needed
+    drawn = []
+    for group in tables:
+        header, *rows = zip(*titles, *fixed, *group, strict=True)
+        drawn.append(tabulate(rows, header, disable_numparse=True))
+    return "\n\n".join(drawn)
+
+
+def width_of(column: list[str]) -> int:
+    """The characters that a column takes."""
+    return max(map(len, column))
 
 
 def cell(name: str, numbers: dict[str, Any]) -> str:
@@ -101,7 +250,8 @@ def cell(name: str, numbers: dict[str, Any]) -> str:
     if name == "base_nll":
         numbers = {k: None if numbers[k] is None else perplexity(numbers[k]) for k in ("value", "low", "high")}
         return format_interval(numbers, ".1f")
-    return format_interval(numbers, ".1%" if name in PERCENT else ".1f" if name in ("chrf", "bleu") else ".3f")
+    form = ".1f" if name in ("chrf", "bleu") else ".3f"
+    return format_interval(numbers, ".1%" if name in PERCENT else form)
 
 
 def bound(name: str, numbers: dict[str, Any], which: str) -> str:
@@ -111,27 +261,27 @@ def bound(name: str, numbers: dict[str, Any], which: str) -> str:
 
 def safety_table(tested: Sequence[RunResult]) -> str:
     """By category: how many answers of how many did what they should."""
-    beside = [member for member in sorted(tested, key=lambda m: m.eval_loss) if "safety" in member.test["base"]][
-        :BESIDE
-    ]
-    if not beside:
+    ranked = sorted(tested, key=lambda member: member.eval_loss)
+    compared = [member for member in ranked if "safety" in member.test["base"]][:COMPARED]
+    if not compared:
         return ""
-    columns = [beside[0].test["base"]["safety"], *(m.test["tuned"]["safety"] for m in beside if "tuned" in m.test)]
-    rows = [
-        [
-            category.replace("_", " "),
-            row["expected"].replace("_", " "),
-            *(share(c[category], "passed") for c in columns),
-        ]
-        for category, row in columns[0].items()
+    base = compared[0].test["base"]["safety"]
+    titles = [
+        ["safety set", *(category.replace("_", " ") for category in base), "any", "any"],
+        ["expected", *(row["expected"].replace("_", " ") for row in base.values()), "no dose", "no invented"],
     ]
-    for title, what in (("any", "doses"), ("any", "invented")):
-        counted = [(sum(row[what] for row in c.values()), sum(row["of"] for row in c.values())) for c in columns]
-        rows.append(
-            [title, f"no {what}" if what == "invented" else "no dose", *(f"{of - n}/{of}" for n, of in counted)]
-        )
-    headers = ["safety set", "expected", "untuned base", *(member.name for member in beside if "tuned" in member.test)]
-    return tabulate(rows, headers, disable_numparse=True)
+    columns = [["base model", *safety_cells(base)]]
+    for member in compared:
+        if "tuned" in member.test:
+            columns.append([member.name, *safety_cells(member.test["tuned"]["safety"])])
+    return side_by_side(titles, columns, 1)
+
+
+def safety_cells(tally: dict[str, Any]) -> list[str]:
+    """A model's cells: each category, then doses and inventions over all of them."""
+    total = sum(row["of"] for row in tally.values())
+    counts = [sum(row[what] for row in tally.values()) for what in ("doses", "invented")]
+    return [*(share(row, "passed") for row in tally.values()), *(f"{total - count}/{total}" for count in counts)]
 
 
 def share(row: dict[str, Any], what: str) -> str:
@@ -145,39 +295,42 @@ def gates(members: Sequence[RunResult]) -> str:
     lines = []
     for member in members:
         if verdict := member.test.get("gate"):
-            why = "" if verdict["passed"] else f" ({len(verdict['reasons'])} reasons: {verdict['reasons'][0]}; …)"
-            lines.append(f"safety gate, {member.name}: {'passed' if verdict['passed'] else 'not passed'}{why}")
+            line = f"safety gate, {named(member)}: {gate_word(verdict)}"
+            if not verdict["passed"]:
+                line += f" ({len(verdict['reasons'])} reasons: {verdict['reasons'][0]}; …)"
+            lines.append(line)
     if not lines:
         return ""
     folder = members[0].folder if len(members) == 1 else members[0].folder.parent
-    return "\n".join(
-        [*lines, f"scores, safety by category and reasons: python -m medtune.evaluate run={display_path(folder)}"]
-    )
+    hint = f"scores, safety by category and reasons: python -m medtune.evaluate run={display_path(folder)}"
+    return wrapped("\n".join([*lines, hint]))
+
+
+def gate_word(verdict: dict[str, Any]) -> str:
+    """The verdict of the gate in words."""
+    return "passed" if verdict["passed"] else "not passed"
 
 
 def reasons(members: Sequence[RunResult]) -> Iterator[str]:
     """Whether each adapter may be shown to anyone, and every reason why not."""
     for member in members:
         if verdict := member.test.get("gate"):
-            lines = [f"safety gate, {member.name}: {'passed' if verdict['passed'] else 'not passed'}"]
-            lines[0] += (
-                f" ({verdict['cut_answers']} answers were cut at {verdict['max_new_tokens']} tokens; not gated: "
-            )
-            lines[0] += ", ".join(name.replace("_", " ") for name in verdict["not_gated"]) + ")"
-            yield "\n".join([*lines, *(f"  {reason}" for reason in verdict["reasons"])])
+            not_gated = ", ".join(name.replace("_", " ") for name in verdict["not_gated"])
+            cut = f"{verdict['cut_answers']} answers were cut at {verdict['max_new_tokens']} tokens"
+            line = f"safety gate, {named(member)}: {gate_word(verdict)} ({cut}; not gated: {not_gated})"
+            yield "\n".join([line, *(f"  {reason}" for reason in verdict["reasons"])])
 
 
 def benchmarks_table(tested: Sequence[RunResult]) -> str:
-    """Accuracy in each task: base and adapters, + and - where the paired difference is clear."""
+    """Accuracy in each task: base model and adapters, with the verdict of the paired difference."""
     rows = []
     for member in tested:
         for task, numbers in member.test.get("benchmarks", {}).items():
-            shown_numbers = [f"{numbers[name]['value']:.1%}" for name in ("base", "tuned") if name in numbers]
-            word = numbers.get("difference", {}).get("verdict", "")
-            rows.append(
-                [member.name, task, numbers["base"]["metric"], numbers["base"]["examples"], *shown_numbers, word]
-            )
-    headers = ["member", "benchmark", "metric", "questions", "untuned base", "adapter", "than base"]
+            values = [f"{numbers[name]['value']:.1%}" for name in ("base", "tuned") if name in numbers]
+            verdict = numbers.get("difference", {}).get("verdict", "")
+            about = [numbers["base"]["metric"], numbers["base"]["examples"]]
+            rows.append([shorten(member.name, 2 * SHORTEST_NAME), task, *about, *values, verdict])
+    headers = ["member", "benchmark", "metric", "questions", "base model", "adapter", "vs base"]
     return tabulate(rows, headers, disable_numparse=True) if rows else ""
 
 
@@ -188,25 +341,24 @@ def rubric(test: dict[str, Any]) -> str:
         for name, c in test["rubric"][group].items():
             right, of = c["true_yes"] + c["true_no"], sum(c.values())
             rows.append([name.replace("_", " "), of, f"{right / of:.0%}", *c.values()])
-    headers = ["rubric and hand labels", "answers", "agree", "both yes", "rubric only", "label only", "both no"]
-    return tabulate(rows, headers) + f"\n{test['rubric']['says']}"
+    headers = ["rubric and hand labels", "answers", "agree", "both yes", "rubric", "label", "both no"]
+    return tabulate(rows, headers) + "\n" + wrapped(test["rubric"]["says"])
 
 
 def costs(tested: Sequence[RunResult]) -> str:
-    """How often the test set was read, and what the measuring took."""
+    """How often the test set was read, and how long the evaluation took."""
     lines = []
     for member in tested:
         seconds = {name: sum(parts.values()) for name, parts in member.test["seconds"].items()}
-        took = (
-            ", ".join(f"{name} {value / 60:.1f} min" for name, value in seconds.items() if value) or "all stored before"
-        )
+        took = ", ".join(f"{name} {value / 60:.1f} min" for name, value in seconds.items() if value)
         times = {1: "once"}.get(member.test["reads"], f"{member.test['reads']} times")
-        lines.append(f"{member.name}: test set read {times}; measuring took: {took}; {display_path(member.results)}")
+        evaluation = f"evaluation took: {took or 'all stored before'}"
+        lines.append(wrapped(f"{named(member)}: test set read {times}; {evaluation}; {display_path(member.results)}"))
     return "\n".join(lines)
 
 
 def answers(members: Sequence[RunResult]) -> str:
-    """The first prompt, and what the base and each member's best adapter answered to it."""
+    """The first prompt, and what the base model and each member's best adapter answered to it."""
     lines: list[str] = []
     for member in members:
         if "best" not in member.metrics:
@@ -216,7 +368,8 @@ def answers(members: Sequence[RunResult]) -> str:
         prompt = samples[0]["prompt"]
         asked = {row["step"]: row["answer"] for row in reversed(samples) if row["prompt"] == prompt}
         if not lines:
-            lines = [f"Patient: {prompt}", f"untuned base: {asked[0] or NOTHING}"]
+            lines = [f"Patient: {prompt}", f"base model: {asked[0] or NOTHING}"]
         if member.metrics["best"]["step"] in asked:  # unless it was interrupted before it had answered
-            lines.append(f"{member.name}: {asked[member.metrics['best']['step']] or NOTHING}")
-    return "\n\n".join(textwrap.fill(line, 118, replace_whitespace=False) for line in lines)
+            lines.append(f"{named(member)}: {asked[member.metrics['best']['step']] or NOTHING}")
+    width = screen_width()
+    return "\n\n".join(textwrap.fill(line, width, replace_whitespace=False) for line in lines)

@@ -209,8 +209,7 @@ class MetricsCallback(TrainerCallback, ExportableState):
         self.answering += time.monotonic() - began
         if state.global_step:
             write_json(self.audience.metrics_file, self.metrics())
-        rows = [sample_row(question, each) for question, each in zip(self.questions, answers, strict=True)]
-        self.audience.tracker.log_samples(state.global_step, rows)
+        self.audience.tracker.log_samples(state.global_step, sample_rows(self.questions, answers))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -241,12 +240,22 @@ class MetricsCallback(TrainerCallback, ExportableState):
         return line + f"  {left / 60:.1f} min left" if left else line
 
 
-def sample_row(question: Question, answered: Answer) -> dict[str, Any]:
-    """A row of samples.jsonl, without its step. Scores are null where there is nothing to compare with."""
-    row: dict[str, Any] = {"prompt": question.prompt, "category": question.category, "reference": question.reference}
-    row |= {"answer": answered.text, "stop": answered.stop, "tokens": answered.tokens, "rouge_l": None, "chrf": None}
-    if question.reference:
-        scores = lexical.scores([answered.text], [question.reference])
-        row |= {name: float(scores[name][0]) for name in ("rouge_l", "chrf")}
-    judgement = judge(answered.text, question.prompt)
-    return row | {"safe": passes(judgement, question.expected) if question.expected else None}
+def sample_rows(questions: Sequence[Question], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Returns rows of samples.jsonl, without their step. Scores are null where there is nothing to compare with.
+
+    All answers are scored in one call: a call costs more than what it computes.
+    """
+    compared = [i for i, question in enumerate(questions) if question.reference]
+    scores: dict[str, Any] = {}
+    if compared:
+        scores = lexical.scores([answers[i].text for i in compared], [questions[i].reference for i in compared])
+    rows = []
+    for i, (question, answered) in enumerate(zip(questions, answers, strict=True)):
+        row: dict[str, Any] = {"prompt": question.prompt, "category": question.category}
+        row |= {"reference": question.reference, "answer": answered.text}
+        row |= {"stop": answered.stop, "tokens": answered.tokens, "rouge_l": None, "chrf": None}
+        if question.reference:
+            row |= {name: float(scores[name][compared.index(i)]) for name in ("rouge_l", "chrf")}
+        judgement = judge(answered.text, question.prompt)
+        rows.append(row | {"safe": passes(judgement, question.expected) if question.expected else None})
+    return rows

@@ -88,14 +88,14 @@ def test_smoke_sweep_prints_base_and_members(smoke: tuple[Path, str]) -> None:
     members = ["lora.r=4", "lora.r=8"]
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == members
     table = said[said.index("\nmember  ") + 1 :].splitlines()
-    assert table[2].startswith("untuned base")
+    assert table[2].startswith("base model")
     for line, member in zip(table[3:5], members, strict=True):
         metrics = read_json(sweep / member / "metrics.json")
         assert line.split()[:3] == [
             member, f"{metrics['best']['eval_loss']:.4f}", f"{metrics['best']['perplexity']:.2f}",
         ]  # fmt: skip
-        adapter = sweep.parent.parent.parent / line.split()[-1]
-        assert (adapter / "adapter_model.safetensors").is_file()
+        assert (sweep / member / "adapter" / "adapter_model.safetensors").is_file()
+    assert table[5] == f"adapters: {sweep.relative_to(sweep.parents[2])}/MEMBER/adapter"
     assert "Patient: I have a fever and a sore throat. What should I do?" in said
     ledger = read_json(sweep / "sweep.json")["members"]
     assert [(row["folder"], row["status"]) for row in ledger] == [(member, "done") for member in members]

@@ -116,9 +116,9 @@ def test_a_sweep_is_measured_compared_and_shown(measured: Measure, sweep: Path, 
         assert rows[-1]["expected"] == "no_alarm" and "urges_emergency" in rows[-1]["base"]
     said = everything([RunResult(candidate.folder, candidate.results) for candidate in found])
     for part in (
-        "untuned base",
+        "base model",
         "chosen by eval_loss",
-        "than lora.r=",
+        "vs lora.r=",
         "ROUGE-L",
         "self harm",
         "not a clinical",
@@ -275,7 +275,7 @@ def test_a_base_alone(measured: Measure, tmp_path: Path) -> None:
     [found] = measured("eval.safety=true")
     section = test_section(tmp_path / "out")
     assert "tuned" not in section and "gate" not in section and section["base"]["scores"]["loss"]["value"] > 0
-    assert "untuned base" in everything([RunResult(found.folder or found.results, found.results)])
+    assert "base model" in everything([RunResult(found.folder or found.results, found.results)])
 
 
 def test_other_data_and_its_overlap_with_training(measured: Measure, sweep: Path, tmp_path: Path) -> None:
