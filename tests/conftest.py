@@ -1,9 +1,12 @@
 """A tiny random Llama, a few conversations, and runs composed exactly as the command line composes them."""
 
+import inspect
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +20,69 @@ from transformers import PreTrainedTokenizerFast
 from helpers import CHATML, SPECIAL, compose, conversations, save_random_llama, write_jsonl
 from medtune.config.schema import RunConfig
 
+SHARED = {"smoke": "installed", "installed": "installed", "trained": "trained", "whole": "whole"}  # costly fixtures
+STARTS_A_PROCESS = {"subprocess", "multiprocessing"}  # modules
+TRAINS = {"train", "run_sweep", "build_trainer"}  # functions of medtune
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what took a minute to make run in one process (pytest -n … --dist loadgroup)."""
+    """Marks each test with its tier, and tests that share what took a minute to make for one process.
+
+    `process`: it, one of its fixtures, or a helper of theirs uses a module that starts processes. `train`: likewise a
+    function that trains. (pytest -n … --dist loadgroup runs one group in one process.)
+    """
     for item in items:
-        for costly in {"smoke", "installed", "trained", "whole"}.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(costly.replace("smoke", "installed")))
+        names = getattr(item, "fixturenames", ())
+        for group in {SHARED[name] for name in names if name in SHARED}:
+            item.add_marker(pytest.mark.xdist_group(group))
+        definitions = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+        own = [definitions[name][-1].func for name in names if name in definitions and name != "tiers_are_honest"]
+        used = set[str]()
+        for function in [item.function, *own]:  # type: ignore[attr-defined]
+            collect_uses(function, used, set())
+        if used & STARTS_A_PROCESS:
+            item.add_marker(pytest.mark.process)
+        if used & TRAINS:
+            item.add_marker(pytest.mark.train)
+
+
+def collect_uses(function: Any, used: set[str], seen: set[int]) -> None:
+    """Adds to `used` what a function of the tests uses of `STARTS_A_PROCESS` and `TRAINS`, helpers included."""
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    if code is None or id(code) in seen:
+        return
+    seen.add(id(code))
+    pending = [code]
+    while pending:
+        current = pending.pop()
+        pending += [constant for constant in current.co_consts if inspect.iscode(constant)]
+        for name in (*current.co_names, *current.co_freevars):
+            value = function.__globals__.get(name)
+            if inspect.ismodule(value) and value.__name__.partition(".")[0] in STARTS_A_PROCESS:
+                used.add(value.__name__.partition(".")[0])
+            elif getattr(value, "__module__", "").startswith("medtune.") and name in TRAINS:
+                used.add(name)
+            elif inspect.isfunction(value) and value.__globals__.get("pytest") is not None:
+                collect_uses(value, used, seen)
+
+
+@pytest.fixture(autouse=True)
+def tiers_are_honest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that trains or starts Python without being marked so fails: `make check` would take it for quick."""
+    if not request.node.get_closest_marker("train"):
+        from medtune.training.resumable import ResumableTrainer
+
+        monkeypatch.setattr(ResumableTrainer, "run", lambda *_: pytest.fail("it trains: it has to be marked so"))
+    if not request.node.get_closest_marker("process"):
+        start = subprocess.Popen.__init__
+
+        def refuse(self: Any, args: Any, *more: Any, **options: Any) -> None:
+            command = args if isinstance(args, str) else " ".join(map(str, args))
+            assert "python" not in command, f"it starts a process: it has to be marked so: {command}"
+            start(self, args, *more, **options)
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
 @pytest.fixture(autouse=True)

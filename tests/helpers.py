@@ -1,11 +1,13 @@
 """What tests share: conversations, a tiny random Llama, and runs composed as the command line composes them."""
 
+import copy
 import importlib
 import json
 import logging
-import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import hydra
@@ -66,7 +68,12 @@ def save_random_llama(folder: Path, tokenizer: PreTrainedTokenizerFast, **sizes:
 
 
 def compose(*overrides: str) -> RunConfig:
-    """The run that these overrides give on the command line."""
+    """The run that these overrides give on the command line; composed once for the same words."""
+    return copy.deepcopy(composed(overrides))
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> RunConfig:
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return build_config(hydra.compose("train", list(overrides)), RunConfig)
@@ -74,7 +81,7 @@ def compose(*overrides: str) -> RunConfig:
 
 def in_process(
     module: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> subprocess.CompletedProcess[str]:
+) -> CompletedProcess[str]:
     """What `python -m MODULE WORDS` answers, without a process: for what is refused or shown before anything runs."""
     handlers, level = logging.root.handlers[:], logging.root.level
     monkeypatch.setattr(sys, "argv", [module, *words])
@@ -92,4 +99,4 @@ def in_process(
         GlobalHydra.instance().clear()
         logging.root.handlers[:], logging.root.level = handlers, level
     out, err = capsys.readouterr()
-    return subprocess.CompletedProcess([module, *words], status, out, err)
+    return CompletedProcess([module, *words], status, out, err)

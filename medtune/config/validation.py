@@ -1,4 +1,4 @@
-"""A composed configuration -> a `Run`, or one line in the user's words for everything that is wrong with it."""
+"""A composed configuration -> a `RunConfig`, or one line in the user's words for each mistake in it."""
 
 import math
 import re
@@ -19,10 +19,10 @@ AnyRun = TypeVar("AnyRun", bound=RunConfig)
 
 
 def build_config(cfg: DictConfig, schema: type[AnyRun]) -> AnyRun:
-    """Turn a composed configuration into a `Run`, or what extends it, of plain Python values.
+    """Turns a composed configuration into a `RunConfig`, or what extends it, of plain Python values.
 
-    Raises `Refusal` with one line for every value that is missing, unknown, of the wrong type or out of range, and for
-    every combination that cannot work.
+    Raises `UserError` with one line for every value that is missing, unknown, of the wrong type or out of range, and
+    for every combination that cannot work.
     """
     values = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(values, dict)
@@ -38,12 +38,13 @@ def build_config(cfg: DictConfig, schema: type[AnyRun]) -> AnyRun:
 
 
 def check_values(values: dict[Any, Any], schema: type, group: type | None = None, prefix: str = "") -> Iterator[str]:
-    """One line for each missing, unknown, mistyped or out-of-range value of a nested dictionary.
+    """Yields one line for each missing, unknown, mistyped or out-of-range value of a nested dictionary.
 
     `group`: the dataclass of the part of `schema` that is at `prefix`.
     """
     group = group or schema
     known = {f.name for f in fields(group)}
+    node = OmegaConf.structured(group)  # one for all values of the group: making it takes longer than checking them
     for name in values:
         if name not in known:
             yield did_you_mean(prefix + str(name), schema)
@@ -57,23 +58,26 @@ def check_values(values: dict[Any, Any], schema: type, group: type | None = None
         elif inner and isinstance(value, dict):
             yield from check_values(value, schema, inner, path + ".")
         elif not (inner and value is None and type(None) in get_args(kind)):
-            problem = check_value(path, value, schema)
+            problem = check_value(path, value, schema, node)
             if problem:
                 yield problem
 
 
-def check_value(path: str, value: Any, schema: type = RunConfig) -> str | None:
-    """What is wrong with `value` at the dotted key `path`, in one line; None if nothing is."""
+def check_value(path: str, value: Any, schema: type = RunConfig, node: Any = None) -> str | None:
+    """Returns what is wrong with `value` at the dotted key `path`, in one line; None if nothing is.
+
+    `node`: a structured configuration of the dataclass that holds the key, if there is one already.
+    """
     group, entry, kind = find_key(path, schema)
     if value == MISSING:
         return f"{path} has no value: set {path}=… ({entry.metadata.get('doc', 'a group')})"
     if dataclass_of(kind):
         return f"{path} is a group, not a value: choose one with {path}=NAME, or set its keys, as {path}.KEY=…"
     try:
-        # A fresh structured config per value: OmegaConf converts and checks exactly as the final merge will.
-        node = OmegaConf.structured(group)
+        # OmegaConf converts and checks exactly as the final merge will.
+        node = OmegaConf.structured(group) if node is None else node
         node[entry.name] = value
-        value = OmegaConf.to_container(node)[entry.name]  # type: ignore[index, call-overload]
+        value = node[entry.name]
     except OmegaConfBaseException:
         return f"{path} must be {describe_type(kind)}, not {value!r}"
     if isinstance(value, float) and not math.isfinite(value):
@@ -96,7 +100,7 @@ def check_value(path: str, value: Any, schema: type = RunConfig) -> str | None:
 
 
 def check_combinations(run: RunConfig) -> Iterator[str]:
-    """One line for each combination of valid values that cannot work together."""
+    """Yields one line for each combination of valid values that cannot work together."""
     data, model = run.data, run.model
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", run.name):
         yield f"name={run.name}: results go to a folder of this name: use letters, digits, _, . and - only"
@@ -122,7 +126,7 @@ def check_combinations(run: RunConfig) -> Iterator[str]:
 
 
 def check_data_combinations(data: Data) -> Iterator[str]:
-    """One line for each thing in conf/data that cannot work."""
+    """Yields one line for each thing in conf/data that cannot work."""
     sizes = {"validation_size": data.validation_size, "test_size": data.test_size}
     for name, size in sizes.items():
         if size >= 1 and size != int(size):
@@ -140,7 +144,7 @@ def check_data_combinations(data: Data) -> Iterator[str]:
 
 
 def check_source_combinations(source: Source, place: str) -> Iterator[str]:
-    """One line for each thing that cannot work in the source at the dotted key `place`."""
+    """Yields one line for each thing that cannot work in the source at the dotted key `place`."""
     columns = source.columns
     if source.path is None and source.hub_id is None:
         command = f"{place}={source.name}" if place == "data" else place

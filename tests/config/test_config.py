@@ -252,7 +252,7 @@ def test_composing_imports_nothing_heavy() -> None:
 def test_help_shows_groups_and_keys() -> None:
     answer = command("--help")
     assert answer.returncode == 0
-    for part in ("quantization: fp4, int8, nf4, none", "lora_alpha:", "lora.r=16,32 -m", "experiment: "):
+    for part in ("fp4, int8, nf4*, none", "lora.lora_alpha=", "lora.r=16,32 -m", "  experiment "):
         assert part in answer.stdout
 
 
