@@ -22,7 +22,7 @@ from medtune.runtime.logs import silence_libraries
 def inspect(inspection: PrepareConfig, folder: Path) -> None:
     """Prepare and tokenize the data of a run, prove its mask, and show all of it; no weights are loaded.
 
-    `folder` gets report.json, rejects.jsonl and lengths.png. Raises `Refusal` as training would.
+    `folder` gets report.json, rejects.jsonl and lengths.png. Raises `UserError` as training would.
     """
     from medtune.data import display as show
 
@@ -55,7 +55,7 @@ def inspect(inspection: PrepareConfig, folder: Path) -> None:
 
 
 def write_out(conversations: PreparedData, folder: Path) -> None:
-    """Write each split as Parquet, and a card; the folder appears only when complete. Raises `Refusal`."""
+    """Write each split as Parquet, and a card; the folder appears only when complete. Raises `UserError`."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def not_redistributable(conversations: PreparedData) -> str:
 
 
 def require_empty(out: str) -> Path:
-    """The folder for the Parquet files. Raises `Refusal` if something is in it."""
+    """The folder for the Parquet files. Raises `UserError` if something is in it."""
     folder = Path(out).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"out={out} is not empty, and nothing is overwritten: choose another folder")

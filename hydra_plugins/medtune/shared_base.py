@@ -104,7 +104,7 @@ class SharedBaseLauncher(Launcher):
     def compose(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep: Path
     ) -> tuple[list[Any], list[DictConfig]]:
-        """Members, and their composed configurations. Raises `Refusal` with every member's mistakes."""
+        """Members, and their composed configurations. Raises `UserError` with every member's mistakes."""
         from medtune.config.overrides import constant_keys
         from medtune.config.schema import RunConfig
         from medtune.config.validation import build_config

@@ -22,7 +22,7 @@ def resume_sweep_overrides(words: list[str]) -> list[str]:
     """The overrides of a command with `sweep=FOLDER`; with nothing but Hydra's own beside it, also those by which the
     sweep in it was begun.
 
-    Raises `Refusal` when there is none.
+    Raises `UserError` when there is none.
     """
     named = next(word for word in words if word.startswith("sweep=")).partition("=")[2].strip("'\"")
     folder = Path(named).expanduser()

@@ -1,4 +1,4 @@
-"""A prepared set -> tables, a histogram in the terminal and as a picture, conversations with taught tokens marked."""
+"""A prepared set -> tables, a histogram in the terminal and as a picture, conversations with target tokens marked."""
 
 from itertools import groupby
 from pathlib import Path
@@ -111,7 +111,7 @@ def lengths(tokens: Any, max_length: int, model: str, picture: Path) -> None:
 
 
 def example(tokenizer: Any, row: dict[str, Any], conversation: Conversation) -> None:
-    """Print a conversation as the model sees it, taught tokens in colour; without colours ⟦ ⟧ stand around them."""
+    """Print a conversation as the model sees it, target tokens in colour; without colours ⟦ ⟧ stand around them."""
     control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     pairs = [(i, label != -100, i in control) for i, label in zip(row["input_ids"], row["labels"], strict=True)]
     text = Text()

@@ -112,7 +112,7 @@ def describe_rules(seen: RowStats) -> str:
 
 
 def require_splits(counted: dict[str, Any], seen: RowStats) -> None:
-    """Raises `Refusal` when a split that is needed is empty."""
+    """Raises `UserError` when a split that is needed is empty."""
     sizes, groups = counted["splits"], counted["groups"]
     for name in ("train", "validation"):
         if not sizes[name]:

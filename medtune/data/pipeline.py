@@ -50,7 +50,7 @@ def sources_of(data: Data) -> dict[str, Source]:
 def build_splits(data: Data, folder: Path) -> None:
     """Prepare `data` into `folder`: train, validation and test as Arrow files, rejects.jsonl and report.json.
 
-    Raises `Refusal` as `medtune.data.prepare` does.
+    Raises `UserError` as `medtune.data.prepare` does.
     """
     with (folder / "rejects.jsonl").open("w", encoding="ascii") as rejects:
         seen, screened = screen_all(data, folder, rejects)
@@ -127,7 +127,7 @@ def screen_all(data: Data, folder: Path, rejects: Any) -> tuple[RowStats, Path]:
 def in_parallel(screen: RowProcessor, rows: Iterator[Row], expected: int | None) -> Iterator[tuple[int, ProcessedRows]]:
     """Screen rows in chunks, in order; in worker processes where there are many rows and several processors.
 
-    Yields (rows read, what came of them). Raises `Refusal` when the system ends a worker.
+    Yields (rows read, what came of them). Raises `UserError` when the system ends a worker.
     """
     chunks = iter(lambda: list(islice(rows, CHUNK)), [])
     for chunk in islice(chunks, 0 if expected and expected > 10 * ALONE else ALONE // CHUNK):

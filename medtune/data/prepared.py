@@ -37,8 +37,8 @@ class PreparedData:
 def prepare(data: Data) -> PreparedData:
     """Read, clean, audit and split the conversations that `data` names; the second time they come from the cache.
 
-    Raises `Refusal` when a source cannot be read or understood, when no row is usable, when the training or validation
-    split would be empty, or when held-out questions leak into training.
+    Raises `UserError` when a source cannot be read or understood, when no row is usable, when the training or
+    validation split would be empty, or when held-out questions leak into training.
     """
     from medtune.data.pipeline import build_splits, sources_of
     from medtune.data.reading.sources import location

@@ -70,7 +70,7 @@ def run_benchmarks(
     The adapter answers if it is attached; for the base alone call this within `model.disable_adapter()`. `batch_size`:
     rows per forward pass, each with its logits over the vocabulary in float32 (Llama 3: half a megabyte a token);
     `limit`: only the first so many examples of each task. Neither weights nor training mode change; Python's, NumPy's
-    and PyTorch's random generators are seeded. Raises `Refusal` as `load_tasks` does.
+    and PyTorch's random generators are seeded. Raises `UserError` as `load_tasks` does.
     """
     loaded = load_tasks(tasks)
     from lm_eval.evaluator import evaluate
@@ -107,7 +107,7 @@ def summarize(task: "Task", samples: Sequence[dict[str, Any]]) -> Benchmark:
 
 
 def main_metric(task: "Task") -> str:
-    """The first metric a task lists that is a mean over its examples, higher being better. Raises `Refusal` if none."""
+    """Returns the first metric of a task that is a mean over its examples, higher being better, or raises `UserError`."""
     from lm_eval.api.metrics import mean
 
     for metric, aggregate in task.aggregation().items():
@@ -121,7 +121,7 @@ def main_metric(task: "Task") -> str:
 def load_tasks(tasks: Sequence[str]) -> "dict[str, Task]":
     """Load tasks and their data, which come from the Hugging Face Hub unless a task says otherwise.
 
-    Call it before loading a model where the data may not be there yet. Raises `Refusal` as `require_benchmarks` does,
+    Call it before loading a model where the data may not be there yet. Raises `UserError` as `require_benchmarks` does,
     and where data cannot be had, a YAML file does not describe a task, or a task cannot be scored as a `Benchmark`.
     """
     require_benchmarks(tasks)
@@ -135,7 +135,7 @@ def load_tasks(tasks: Sequence[str]) -> "dict[str, Task]":
 
 
 def load_task(spec: str) -> "Task":
-    """Load one task, its few-shot examples drawn with a fixed seed. Raises `Refusal` as `load_tasks` does."""
+    """Load one task, its few-shot examples drawn with a fixed seed. Raises `UserError` as `load_tasks` does."""
     from lm_eval.tasks import TaskManager
     from transformers import set_seed
 
@@ -186,7 +186,7 @@ def unanswerable(task: "Task") -> list[int]:
 def require_benchmarks(tasks: Sequence[str]) -> None:
     """Check that benchmarks can be run: lm-eval is installed, and every task is known. Nothing heavy is imported.
 
-    Raises `Refusal` with a line for each that is not.
+    Raises `UserError` with a line for each that is not.
     """
     if tasks and find_spec("lm_eval") is None:
         raise UserError("benchmarks need lm-evaluation-harness: pip install 'medtune[benchmark]'")
@@ -203,7 +203,7 @@ def require_benchmarks(tasks: Sequence[str]) -> None:
 def task_file(spec: str) -> Path:
     """The YAML file of a task, given by that file's path or by the name of a task of the package.
 
-    Raises `Refusal` if there is no such task, or the file is no task's.
+    Raises `UserError` if there is no such task, or the file is no task's.
     """
     if not spec.endswith((".yaml", ".yml")):
         known = packaged_tasks()

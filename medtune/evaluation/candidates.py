@@ -34,7 +34,7 @@ class Candidate:
 
 
 def candidates_of(evaluation: EvaluateConfig, keys: frozenset[str], out: Path) -> list[Candidate]:
-    """Every run that `evaluation.run` names, with its own configuration. Raises `Refusal`."""
+    """Every run that `evaluation.run` names, with its own configuration. Raises `UserError`."""
     if evaluation.run is None:
         require_test_set(evaluation)
         return [Candidate(evaluation, None, out)]
@@ -57,7 +57,7 @@ def candidates_of(evaluation: EvaluateConfig, keys: frozenset[str], out: Path) -
 
 
 def members_of(name: str) -> list[Path]:
-    """The run that a folder holds, or the finished runs of its sweep. Raises `Refusal` if there is none."""
+    """The run that a folder holds, or the finished runs of its sweep. Raises `UserError` if there is none."""
     folder = Path(name).expanduser()
     if (folder / "run.json").is_file():
         return [folder]
@@ -75,7 +75,7 @@ def members_of(name: str) -> list[Path]:
 
 
 def candidate_of(folder: Path, evaluation: EvaluateConfig, keys: frozenset[str]) -> Candidate:
-    """A run as its run.json has it, with what was typed now. Raises `Refusal` if it cannot be measured."""
+    """A run as its run.json has it, with what was typed now. Raises `UserError` if it cannot be measured."""
     facts = read_json(folder / "run.json")
     if "configuration" not in facts:
         raise UserError(f"{folder}: its run.json has no configuration: it was made by an older medtune, or is damaged")
@@ -106,7 +106,7 @@ def keys_typed(words: Sequence[str]) -> frozenset[str]:
 
 
 def require_test_set(run: RunConfig) -> None:
-    """Raises `Refusal` for a configuration that keeps no test set."""
+    """Raises `UserError` for a configuration that keeps no test set."""
     if run.data.test_size == 0:
         raise UserError(
             "data.test_size=0: there is no test set to measure on; a run trained so has seen all of its data"
@@ -133,7 +133,7 @@ def trained_on(candidate: Candidate, test: Sequence[Any]) -> list[str]:
 
 
 def require_base(folder: Path, fingerprint: str) -> None:
-    """Raises `Refusal` when the base is not to the bit the one that the adapter was trained on."""
+    """Raises `UserError` when the base is not to the bit the one that the adapter was trained on."""
     trained = read_json(folder / "run.json").get("base", {}).get("fingerprint")
     if trained is not None and trained != fingerprint:
         raise UserError(
@@ -143,6 +143,6 @@ def require_base(folder: Path, fingerprint: str) -> None:
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raises `Refusal` if there is a problem."""
+    """Raises `UserError` if there is a problem."""
     if problems:
         raise UserError(*problems)

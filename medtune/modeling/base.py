@@ -31,7 +31,7 @@ def load_base(
     """Load the base, quantized and frozen, on `device`.
 
     Its generation stops at any of `model.stop_tokens`, and its name is the hub id, whatever folder it came from.
-    Raises `Refusal` when the weights cannot be had, or the attention kernel is not installed.
+    Raises `UserError` when the weights cannot be had, or the attention kernel is not installed.
     """
     if model.attn_implementation is Attention.flash_attention_2 and not is_flash_attn_2_available():
         raise UserError(
@@ -75,7 +75,7 @@ def load_base(
 
 
 def device_for(model: Model) -> torch.device:
-    """The first GPU, or the CPU. Raises `Refusal` for a model that needs a GPU where there is none."""
+    """The first GPU, or the CPU. Raises `UserError` for a model that needs a GPU where there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     if model.needs_gpu:
@@ -89,7 +89,7 @@ def device_for(model: Model) -> torch.device:
 def dtype_for(model: Model, device: torch.device) -> torch.dtype:
     """`model.dtype` as a torch dtype; `auto` is bfloat16, or float16 on a GPU without it.
 
-    Raises `Refusal` for float16 on a CPU.
+    Raises `UserError` for float16 on a CPU.
     """
     if model.dtype is Dtype.float16 and device.type == "cpu":
         raise UserError("model.dtype=float16 trains on a GPU only: on a CPU choose bfloat16 or float32")
@@ -101,7 +101,7 @@ def dtype_for(model: Model, device: torch.device) -> torch.dtype:
 
 
 def require_context(base: PreTrainedModel, max_length: int) -> None:
-    """Raises `Refusal` when conversations may be longer than the positions that the base was trained for."""
+    """Raises `UserError` when conversations may be longer than the positions that the base was trained for."""
     context = base.config.max_position_embeddings
     if max_length > context:
         raise UserError(

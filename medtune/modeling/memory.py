@@ -110,7 +110,7 @@ def weight_bytes(model: Model, quantization: Quantization | None) -> float:
 
 
 def require_memory(model: Model, quantization: Quantization | None, device: torch.device) -> None:
-    """Raises `Refusal` when the weights alone do not fit into the device's free memory."""
+    """Raises `UserError` when the weights alone do not fit into the device's free memory."""
     if device.type == "cuda":
         free_memory()  # what the member before this one left is free too
         free, where = torch.cuda.mem_get_info(device)[0], "on the GPU"

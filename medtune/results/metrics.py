@@ -18,7 +18,7 @@ class Metric:
 
 METRICS = {
     "loss": Metric("loss", "nats per taught token of the doctor's answer", False),
-    "token_accuracy": Metric("token accuracy", "taught tokens that are the model's first choice", True),
+    "token_accuracy": Metric("token accuracy", "target tokens that are the model's first choice", True),
     "rouge_l": Metric("ROUGE-L", "longest common subsequence with the doctor's answer", True),
     "chrf": Metric("chrF", "character n-grams in common with it", True),
     "bleu": Metric("BLEU", "word n-grams in common with it", True),

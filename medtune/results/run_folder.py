@@ -75,7 +75,7 @@ class RunFolder:
             self.lock.release()
 
     def conclude(self, error: BaseException | None) -> None:
-        """Write how the run ended. Raises `Failure` for what is neither the user's mistake nor their wish."""
+        """Write how the run ended. Raises `RunFailed` for what is neither the user's mistake nor their wish."""
         if error is None:
             return self.end("done")
         if isinstance(error, KeyboardInterrupt):
@@ -96,7 +96,7 @@ class RunFolder:
     def record(self, metadata: dict[str, Any]) -> None:
         """Add to run.json.
 
-        Raises `Refusal` when this run began with other data or another base: this would not be its continuation.
+        Raises `UserError` when this run began with other data or another base: this would not be its continuation.
         """
         for name, what in SAME.items():
             if name in metadata and self.before.get(name, metadata[name]) != metadata[name]:
@@ -119,7 +119,7 @@ class RunFolder:
 def require_same_run(out: Path, configuration: dict[str, Any]) -> dict[str, Any]:
     """run.json of the unfinished run that a folder holds; empty if it holds none.
 
-    Raises `Refusal` when it holds a finished run, or one of another configuration.
+    Raises `UserError` when it holds a finished run, or one of another configuration.
     """
     if not (out / "run.json").exists():
         return {}

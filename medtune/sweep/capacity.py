@@ -1,4 +1,4 @@
-"""A group of members and a machine -> how many of them are run at a time, and how."""
+"""A group of members and a machine -> how many of them run at a time, and how."""
 
 import logging
 import multiprocessing
@@ -16,8 +16,8 @@ from medtune.training.shared_inputs import SharedInputs
 
 log = logging.getLogger(__name__)
 
-MOST = 16  # members in one pass, where nobody said how many: beyond, a pass is no faster for each
-PROCESS_BYTES = 1.5e9  # what a worker takes on a CPU beside training: answers in batches, scores
+MOST = 16  # members in one pass by default; with more, a pass is no faster for each (H200)
+PROCESS_BYTES = 1.5e9  # memory of a worker on a CPU beside training: answers in batches, scores
 
 
 @dataclass
@@ -32,10 +32,10 @@ class Concurrency:
 def choose_concurrency(
     runs: Sequence[RunConfig], inputs: SharedInputs, width: int | None, processes: int | None
 ) -> Concurrency:
-    """Decide what was left open.
+    """Decides what was left open.
 
-    On a GPU, as many members go together as its memory holds. On a CPU packing saves nothing, but two processes of one
-    thread do 1.4 times the work of one process of two: as many processes as there are cores and memory.
+    On a GPU as many members train together as its memory holds. On a CPU that saves nothing, but two processes of one
+    thread do 1.4 times the work of one process of two (measured on two cores): as many processes as cores and memory.
     """
     base = inputs.base
     forks = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
@@ -54,7 +54,7 @@ def choose_concurrency(
     needed = max(training_bytes(run, base, checkpointing) for run in runs)
     cores = torch.get_num_threads()  # as OMP_NUM_THREADS has it, if that is set
     if width is None:
-        # PyTorch holds a seventh more than a recorded pass uses, twice as much where activations are recomputed.
+        # PyTorch holds a seventh more than a captured pass uses, twice as much with gradient checkpointing.
         share = 0.5 if checkpointing else 0.8
         fits = int(share * free / needed) if base.device.type == "cuda" and not int8 else 1
         width = max(1, min(len(runs), MOST, fits))
@@ -66,7 +66,7 @@ def choose_concurrency(
     processes = max(1, min(processes, len(runs)))
     if processes > 1:
         width = 1
-    # A forked process has one thread: OpenMP's pool does not survive the fork, and would be waited for for ever.
+    # A forked process has one thread: OpenMP's pool does not survive the fork, and would never answer.
     if processes > 1:
         log.info("%s members at a time, each on its own core", processes)
     return Concurrency(width, processes, checkpointing)

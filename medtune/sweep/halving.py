@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Rung:
-    """An evaluation at which members are judged: the how-manieth, and the optimizer step it comes after."""
+    """An evaluation at which members are judged: its number, and the optimizer step after which it comes."""
 
     evaluation: int
     step: int
@@ -39,7 +39,7 @@ class Halving:
     """
 
     def __init__(self, ledger: Ledger, members: Sequence[Member], keep_one_in: int) -> None:
-        """Raises `Refusal` when members' losses cannot be compared: other data, or evaluations at other steps."""
+        """Raises `UserError` when members' losses cannot be compared: other data, or evaluations at other steps."""
         self.ledger, self.members, self.keep_one_in = ledger, members, keep_one_in
         first, *others = members
         for other in others:
@@ -57,7 +57,7 @@ class Halving:
         return [Rung(self.keep_one_in**i, every * self.keep_one_in**i) for i in range(count)]
 
     def judge(self, rung: Rung) -> list[Member]:
-        """Stop those that fall behind at a rung, and return them; a decision that is in the ledger stands."""
+        """Stops members that fall behind at a rung and returns them. A decision in the ledger stands."""
         running = {m.key for m in self.members if m.status not in FINISHED and rung.reached(m)}
         stands = [d for d in self.ledger.rungs if d["step"] == rung.step and running <= {*d["kept"], *d["pruned"]}]
         decision = stands[-1] if stands else self.decide(rung)
@@ -71,7 +71,7 @@ class Halving:
         return pruned
 
     def decide(self, rung: Rung) -> dict[str, Any]:
-        """Rank those that still run, and write down who is kept."""
+        """Ranks members that still run, and records which are kept."""
         running = [m for m in self.members if m.status not in FINISHED and rung.reached(m)]
         if len(running) < 2:
             return {"kept": [], "pruned": []}

@@ -39,7 +39,7 @@ class Member:
 
     @property
     def eval_loss(self) -> float | None:
-        """The best so far, in nats per taught token."""
+        """The best so far, in nats per target token."""
         return read_json(self.folder / "metrics.json").get("best", {}).get("eval_loss")
 
 
@@ -61,7 +61,7 @@ class Ledger:
     def add_members(self, members: Sequence[Member]) -> None:
         """Add members, or find the rows and the folders that they have already.
 
-        Raises `Refusal` when two are the same, or a folder holds another run than its member.
+        Raises `UserError` when two are the same, or a folder holds another run than its member.
         """
         problems = []
         named = {row["folder"]: row for row in self.rows.values()}
@@ -94,7 +94,7 @@ class Ledger:
         self.write()
 
     def require_same_data(self, data: Data) -> None:
-        """Raises `Refusal` when members that are done here were trained on other data, though it has the same name."""
+        """Raises `UserError` when finished members were trained on other data, though it has the same name."""
         done = [row for row in self.rows.values() if row["status"] in FINISHED]
         alike = [row for row in done if row["configuration"]["data"] == to_plain(data)]
         if not alike:
@@ -111,7 +111,7 @@ class Ledger:
                 )
 
     def refresh_row(self, member: Member) -> None:
-        """Bring a member's row up to date with its folder."""
+        """Brings a member's row up to date with its folder."""
         facts = read_json(member.folder / "run.json")
         self.rows[member.key] |= {
             "overrides": member.name,
@@ -123,12 +123,12 @@ class Ledger:
         }
 
     def update(self, member: Member) -> None:
-        """Note where a member is, and write it down."""
+        """Records where a member is."""
         self.refresh_row(member)
         self.write()
 
     def write(self) -> None:
-        """Write sweep.json as it stands."""
+        """Writes sweep.json."""
         write_json(self.path, {"command": self.command, "members": list(self.rows.values())} | {"rungs": self.rungs})
 
 
@@ -136,7 +136,7 @@ class Ledger:
 def open_ledger(sweep: Path, command: Sequence[str]) -> Iterator[Ledger]:
     """The ledger of a sweep folder, for one process at a time.
 
-    Raises `Refusal` when another process has it, or the folder cannot be written.
+    Raises `UserError` when another process has it, or the folder cannot be written.
     """
     try:
         sweep.mkdir(parents=True, exist_ok=True)

@@ -22,37 +22,34 @@ log = logging.getLogger(__name__)
 
 
 class MemberQueue(Protocol):
-    """Who gives out members and hears of them."""
-
-    queue: Any
+    """Gives out members and takes reports on them."""
 
     def next(self) -> Member | None: ...
     def on_progress(self, name: str, **values: Any) -> None: ...
     def ended(self, name: str) -> None: ...
-    def refuse(self, name: str, error: Exception) -> None: ...
 
 
-def run_members(queue: Any, inputs: "SharedInputs", pause_at: int | None) -> None:
-    """Run members one after another until there are no more. `queue`: a `Crew`, or a worker's line to it."""
+def run_members(queue: MemberQueue, inputs: "SharedInputs", pause_at: int | None) -> None:
+    """Runs members one after another until there are no more."""
     while member := queue.next():
         run_member(member, queue, inputs, pause_at)
 
 
 def run_member(
-    member: Member, queue: Any, inputs: "SharedInputs", pause_at: int | None, handle: "BaseHandle | None" = None
+    member: Member, queue: MemberQueue, inputs: "SharedInputs", pause_at: int | None, handle: "BaseHandle | None" = None
 ) -> None:
-    """Run one member; whatever ends it is its own, and is in its folder."""
+    """Runs one member. What ends it stays with it, and is recorded in its folder."""
     name = member.name
     with isolate_failures(name), log_member(name, member.folder):
         report = partial(queue.on_progress, name)
         train(member.run, member.folder, Membership(inputs, handle, pause_at, report))
-    gc.collect()  # a model is part of reference cycles: without this the next member meets it in memory
+    gc.collect()  # models are in reference cycles: without this the next member finds the last one in memory
     queue.ended(name)
 
 
 @contextmanager
 def isolate_failures(name: str) -> Iterator[None]:
-    """Keep what ends a member from the others. An interruption is not lost: whoever gives out members asks for it."""
+    """Keeps the failure of a member from the others. The queue asks whether the user wants to stop."""
     try:
         yield
     except RunPaused:
@@ -62,8 +59,8 @@ def isolate_failures(name: str) -> Iterator[None]:
             raise
     except Exception as error:
         log.error("%s did not finish: %s", name, first_line(error))
-        if not isinstance(error, UserError | RunFailed):  # from outside of its result folder
+        if not isinstance(error, UserError | RunFailed):  # raised outside of its result folder
             log.error("traceback", exc_info=error, extra=FILE_ONLY)
         for each in (error, error.__cause__):
             if each is not None:
-                traceback.clear_frames(each.__traceback__)  # they would keep the member's model in memory
+                traceback.clear_frames(each.__traceback__)  # frames would keep the model in memory

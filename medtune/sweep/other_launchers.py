@@ -29,7 +29,7 @@ class MultirunObserver(Callback):
 
 @contextmanager
 def report_external_sweep() -> Iterator[None]:
-    """Print the table of an announced sweep. Raises `Failure` that names all members that did not finish."""
+    """Prints the table of an observed sweep. Raises `RunFailed` that names all members that did not finish."""
     error: Exception | None = None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Members -> adapters: grouped by the base they share, trained one after another, together, or on several cores."""
+"""Members -> adapters: grouped by the inputs they share, then trained in turn, together, or on several cores."""
 
 import gc
 import logging
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Settings:
-    """How members are run. None: as many as pay.
+    """How members run. None for a number means: as many as pay.
 
-    `width`: trained together in one pass through the base; `processes`: on as many cores, one thread each;
-    `prune`: successive halving keeps one in so many at every rung, None keeps all.
+    `width`: members in one pass through the base model. `processes`: members on cores of their own, one thread each.
+    `prune`: successive halving keeps one in so many at every rung; None keeps all.
     """
 
     width: int | None
@@ -42,21 +42,21 @@ class Settings:
     prune: int | None
 
     def __post_init__(self) -> None:
-        problems = [
-            f"hydra.launcher.{name} must be a whole number of at least {least}, not {value!r}"
-            for name, least in (("width", 1), ("processes", 1), ("prune", 2))
-            if (value := getattr(self, name)) is not None
-            and (not isinstance(value, int) or isinstance(value, bool) or value < least)
-        ]
+        problems = []
+        for name, least in (("width", 1), ("processes", 1), ("prune", 2)):
+            value = getattr(self, name)
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and not (is_whole and value >= least):
+                problems.append(f"hydra.launcher.{name} must be a whole number of at least {least}, not {value!r}")
         if problems:
             raise UserError(*problems)
 
 
 def run_sweep(members: Sequence[Member], ledger: Ledger, settings: Settings) -> None:
-    """Run what is left to do of every member, and keep the ledger. One member's failure never stops the others.
+    """Runs what is left of every member and keeps the ledger. One member's failure never stops the others.
 
-    Raises `Refusal` when the settings do not fit the members, and KeyboardInterrupt when the user stops it: members
-    are saved and the ledger says so.
+    Raises `UserError` when the settings do not fit the members, and KeyboardInterrupt when the user stops it. Members
+    are saved then, and the ledger says so.
     """
     halving = Halving(ledger, members, settings.prune) if settings.prune else None
     for member in members:
@@ -67,7 +67,7 @@ def run_sweep(members: Sequence[Member], ledger: Ledger, settings: Settings) -> 
         for member in members:
             progress.update(member.name, status=member.status, eval_loss=member.eval_loss)
         for rung in [*(halving.rungs if halving else []), None]:
-            # All get as far as a rung before anyone is judged there.
+            # All members reach a rung before any is judged there.
             left = [m for m in members if m.status not in FINISHED and m.name not in failed]
             for group in grouped([m for m in left if rung is None or not rung.reached(m)]):
                 MemberGroup(group, ledger, settings, progress, rung.step if rung else None).run(inputs_cache)
@@ -78,7 +78,7 @@ def run_sweep(members: Sequence[Member], ledger: Ledger, settings: Settings) -> 
 
 
 def grouped(members: Sequence[Member]) -> list[list[Member]]:
-    """Members that can stand on one inputs, together."""
+    """Returns members in groups that share their inputs."""
     groups: dict[str, list[Member]] = {}
     for member in members:
         groups.setdefault(sharing_key(member.run), []).append(member)
@@ -86,22 +86,22 @@ def grouped(members: Sequence[Member]) -> list[list[Member]]:
 
 
 def sharing_key(run: RunConfig) -> str:
-    """Equal for runs that can stand on one inputs."""
+    """Returns a key that is equal for runs that can share their inputs."""
     parts = [to_plain(run.data), to_plain(run.model), to_plain(run.quantization), run.trainer.max_length]
     return config_hash({"shared": parts})
 
 
 class InputsCache:
-    """The inputs that was used last, which the next group of members or the next rung may need again."""
+    """Keeps the inputs that were used last: the next group of members, or the next rung, may need them again."""
 
     def __init__(self) -> None:
         self.key = ""
         self.latest: SharedInputs | None = None
 
     def of(self, run: RunConfig) -> "SharedInputs":
-        """The inputs of a run. Raises what laying it raises."""
+        """Returns the inputs of a run. Raises what `prepare_inputs` raises."""
         if self.latest is None or self.key != sharing_key(run):
-            self.latest = None  # before the memory is asked for
+            self.latest = None  # frees its memory before the next is loaded
             gc.collect()
             self.latest, self.key = prepare_inputs(run), sharing_key(run)
         return self.latest
@@ -118,15 +118,15 @@ class MemberGroup:
         self.ledger, self.settings, self.progress, self.pause_at = ledger, settings, progress, pause_at
 
     def run(self, inputs_cache: "InputsCache") -> None:
-        """Run everybody on their inputs; if that cannot be had, none of them can."""
+        """Runs all members on their inputs. Without inputs, all of them are refused."""
         runs = [member.run for member in self.members.values()]
         try:
             self.ledger.require_same_data(runs[0].data)
             inputs = inputs_cache.of(runs[0])
-            from medtune.sweep.capacity import choose_concurrency  # heavy, and loud before the libraries are quieted
+            from medtune.sweep.capacity import choose_concurrency  # heavy, and noisy before libraries are silenced
 
             size = choose_concurrency(runs, inputs, self.settings.width, self.settings.processes)
-            for run in runs:  # once for all, and with all cores
+            for run in runs:  # once for all members, on all cores
                 inputs.baseline(run)
         except Exception as error:
             for name in self.members:
@@ -137,7 +137,7 @@ class MemberGroup:
             interruption.raise_if_requested()
 
     def run_on(self, inputs: "SharedInputs", size: "Concurrency") -> None:
-        """Run everybody, as many at a time as the machine holds."""
+        """Runs all members, as many at a time as the machine holds."""
         from medtune.modeling.attention import train_attention
         from medtune.sweep.lockstep import LockstepGroup
         from medtune.sweep.workers import Workers
@@ -160,36 +160,36 @@ class MemberGroup:
             run_members(self, inputs, self.pause_at)
 
     def evaluate_base(self, inputs: "SharedInputs") -> None:
-        """Measure the base on the test set with all cores; otherwise one worker would, and the others wait for it."""
+        """Evaluates the base model on the test set with all cores; otherwise one worker would, while others wait."""
         try:
             for member in self.members.values():
                 if member.run.eval.final:
                     inputs.evaluate_base(member.run)
-        except Exception as error:  # every member meets it after training, and loses no adapter by it
+        except Exception as error:  # every member meets it after training, and keeps its adapter
             log.error("the evaluation of the base model on the test set failed: %s", error)
 
-    # What a worker asks and tells; `Workers` puts a pipe between.
+    # The MemberQueue that workers use; `Workers` puts a pipe between.
 
     def next(self) -> Member | None:
-        """Whose turn it is; None when there are no more, or the user wants to stop."""
+        """Returns the next member; None when there are no more, or the user wants to stop."""
         if interruption.stop_requested() or not self.queue:
             return None
         return self.members[self.queue.popleft()]
 
     def on_progress(self, name: str, **values: Any) -> None:
-        """A member told how far it is."""
+        """Takes the progress of a member."""
         self.progress.update(name, **values)
         if values.get("status") == "running":
             self.ledger.update(self.members[name])
 
     def ended(self, name: str) -> None:
-        """A member ended, however it did."""
+        """Takes note that a member ended."""
         member = self.members[name]
         self.ledger.update(member)
         self.progress.update(name, status=member.status, seconds_left=None)
 
     def refuse(self, name: str, error: Exception) -> None:
-        """A member ended before it began."""
+        """Ends a member that could not begin."""
         member = self.members[name]
         with isolate_failures(name), log_member(name, member.folder), RunFolder(member.run, member.folder):
             raise error

@@ -1,6 +1,6 @@
-"""Threads that take turns: one runs at a time, each with random numbers and trainer state of its own.
+"""Random numbers and trainer state of threads that take turns: one runs at a time.
 
-The libraries that members are made of keep some of their state in the process. Whoever has the turn has its own there.
+Libraries keep some of their state in the process. The thread that has the turn finds its own there.
 """
 
 import random
@@ -15,17 +15,17 @@ State = list[Any]
 
 
 def gradient_state() -> dict[str, Any]:
-    """accelerate's "is this the last micro-batch?", one flag for the whole process."""
+    """Returns accelerate's flag for the last micro-batch, one for the whole process."""
     return dict(GradientState._shared_state)
 
 
 def set_gradient_state(state: dict[str, Any]) -> None:
-    """In place: the class hands the dictionary itself to its instances."""
+    """Sets it in place: the class hands the dictionary itself to its instances."""
     GradientState._shared_state.clear()
     GradientState._shared_state.update(state)
 
 
-# How to read a part of the process's state, and how to put it back.
+# How to read a part of the process's state, and how to restore it.
 PARTS: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
     (random.getstate, random.setstate),
     (np.random.get_state, np.random.set_state),
@@ -37,16 +37,16 @@ if torch.cuda.is_available():
 
 
 def snapshot() -> State:
-    """The state of whoever has the turn."""
+    """Returns the state of the thread that has the turn."""
     return [read() for read, _ in PARTS]
 
 
 def initial() -> State:
-    """The state of a member that begins: accelerate sets up its own."""
+    """Returns the state of a new member: accelerate sets up its own part."""
     return [*snapshot()[:3], {}, *snapshot()[4:]]
 
 
 def restore(state: State) -> None:
-    """Give the turn's owner its state back."""
+    """Restores the state of the thread that gets the turn."""
     for (_, write), part in zip(PARTS, state, strict=True):
         write(part)

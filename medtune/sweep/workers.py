@@ -1,6 +1,6 @@
 """Members on several cores: processes forked from the one that holds the base, which all of them read.
 
-On a CPU only: a forked process cannot use a GPU. The parent gives out members, hears how far they are, keeps the ledger
+On a CPU only: a forked process cannot use a GPU. The parent gives out members, follows their progress, keeps the ledger
 and draws the view. A worker that dies costs its member; a parent that dies takes its workers with it.
 """
 
@@ -15,60 +15,66 @@ from collections.abc import Callable
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from medtune.runtime import interruption
 from medtune.runtime.logs import add_member_name
 from medtune.sweep.ledger import Member
-
-if TYPE_CHECKING:
-    from medtune.sweep.members import MemberQueue
+from medtune.sweep.members import MemberQueue
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 0.5  # seconds between two looks at whether the user wants to stop
 
 
+class GroupQueue(MemberQueue, Protocol):
+    """The queue of the parent. `queue`: names of the members that wait. `refuse` ends one that could not go on."""
+
+    queue: Any
+
+    def refuse(self, name: str, error: Exception) -> None: ...
+
+
 class WorkerConnection(QueueHandler):
-    """A worker's line to the parent: it asks for members, tells how they are, and hands over what it logs."""
+    """A worker's connection to the parent: asks for members, reports on them, and hands over log records."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(None)  # type: ignore[arg-type]  # enqueue needs no queue
         self.connection, self.talking = connection, threading.Lock()
 
-    def say(self, *message: Any) -> None:
+    def send(self, *message: Any) -> None:
         with self.talking:
             self.connection.send(message)
 
     def next(self) -> Member | None:
-        """Whose turn it is; None when there are no more."""
+        """Returns the next member; None when there are no more."""
         if interruption.stop_requested():
             return None
-        self.say("next")
+        self.send("next")
         return self.connection.recv()
 
     def on_progress(self, name: str, **values: Any) -> None:
-        self.say("on_progress", name, values)
+        self.send("on_progress", name, values)
 
     def ended(self, name: str) -> None:
-        self.say("ended", name)
+        self.send("ended", name)
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        self.say("log", record)
+        self.send("log", record)
 
 
 class Workers:
-    """`count` processes of one thread each that run the members of a crew."""
+    """`count` processes of one thread each that run the members of a group."""
 
-    def __init__(self, crew: "MemberQueue", count: int) -> None:
-        self.crew, self.count = crew, count
+    def __init__(self, group: GroupQueue, count: int) -> None:
+        self.group, self.count = group, count
         self.fork = multiprocessing.get_context("fork")
         self.processes: dict[Connection, BaseProcess] = {}
         self.busy: dict[Connection, str] = {}  # the member that each is at
         self.alive = os.pipe()  # nothing is written: its end tells the workers that the parent is gone
 
     def run(self, work: Callable[[WorkerConnection], None]) -> None:
-        """Run until all members have had their turn, or the user stops it."""
+        """Runs until all members had their turn, or the user stops it."""
         told = False
         try:
             for _ in range(self.count):
@@ -79,7 +85,7 @@ class Workers:
                     try:
                         message = connection.recv()
                     except (EOFError, OSError):
-                        if self.on_exit(connection) and self.crew.queue and not interruption.stop_requested():
+                        if self.on_exit(connection) and self.group.queue and not interruption.stop_requested():
                             self.start(work)
                     else:
                         self.on_message(connection, *message)
@@ -94,7 +100,7 @@ class Workers:
                 os.close(end)
 
     def start(self, work: Callable[[WorkerConnection], None]) -> None:
-        """Fork one."""
+        """Forks one worker."""
         ours, theirs = self.fork.Pipe()
         process = self.fork.Process(target=self.worker_main, args=(work, theirs, [ours, *self.processes]))
         process.start()
@@ -102,23 +108,23 @@ class Workers:
         self.processes[ours] = process
 
     def on_message(self, connection: Connection, kind: str, *told: Any) -> None:
-        """Do what a worker asks."""
+        """Answers a message of a worker."""
         if kind == "next":
-            member = self.crew.next()
+            member = self.group.next()
             if member:
                 self.busy[connection] = member.name
             with contextlib.suppress(OSError):  # it died meanwhile, which the next look tells
                 connection.send(member)
         elif kind == "on_progress":
-            self.crew.on_progress(told[0], **told[1])
+            self.group.on_progress(told[0], **told[1])
         elif kind == "ended":
             del self.busy[connection]
-            self.crew.ended(told[0])
+            self.group.ended(told[0])
         else:
             logging.getLogger(told[0].name).handle(told[0])
 
     def on_exit(self, connection: Connection) -> bool:
-        """A worker has ended; if it was in the middle of a member, that one has failed. Returns whether it was."""
+        """Cleans up after a worker that ended. Returns whether it was in the middle of a member, which then failed."""
         process = self.processes.pop(connection)
         connection.close()
         process.join()
@@ -127,13 +133,13 @@ class Workers:
             code = process.exitcode or 0
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             advice = ": perhaps for lack of memory, try hydra.launcher.processes=1" if code == -signal.SIGKILL else ""
-            self.crew.refuse(name, RuntimeError(f"its process {how}{advice}"))
+            self.group.refuse(name, RuntimeError(f"its process {how}{advice}"))
         return name is not None
 
     def worker_main(
         self, work: Callable[[WorkerConnection], None], connection: Connection, others: list[Connection]
     ) -> None:
-        """What a worker does, from the fork to its end."""
+        """Runs in the worker, from the fork to its end."""
         for other in others:
             other.close()
         os.close(self.alive[1])
@@ -153,6 +159,6 @@ class Workers:
 
 
 def end_with_parent(alive: int) -> None:
-    """End this process when the parent does, however that came."""
+    """Ends this process when the parent ends, for whatever reason."""
     os.read(alive, 1)
     os._exit(1)

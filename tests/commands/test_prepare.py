@@ -60,7 +60,7 @@ def test_everything_is_shown_and_written(
         "a random split by row would leak",
         "length in tokens of medtune/tiny-test: median",
         "longer than trainer.max_length=150:",
-        "of the tokens are taught",
+        "loss on ",
         "is for you alone: local gives no licence to pass its text on",
     ):
         assert part in said, part

@@ -219,7 +219,7 @@ def test_the_group_pattern_of_medquad_finds_the_disease(tmp_path: Path) -> None:
         "How to diagnose Bartter syndrome ?": "bartter syndrome",
         "How to prevent Bartter syndrome ?": "bartter syndrome",
         "Who is at risk for Bartter syndrome? ?": "bartter syndrome",
-        "What is the estimate_remaining for Bartter syndrome ?": "bartter syndrome",
+        "What is the outlook for Bartter syndrome ?": "bartter syndrome",
         "what research (or clinical trials) is being done for Bartter syndrome ?": "bartter syndrome",
         "Do you have information about Bartter syndrome": "bartter syndrome",
         "What are the complications of Bartter syndrome ?": "bartter syndrome",
@@ -399,7 +399,7 @@ def test_any_change_prepares_anew(tmp_path: Path, change: str, monkeypatch: pyte
     path = write_jsonl(tmp_path / "rows.jsonl", conversations(60))
     before = prepare(local(path)).rejects.parent
     if change == "criteria":
-        monkeypatch.setattr(Path, "iterdir", lambda folder: iter([write_jsonl(tmp_path / "redflags.yaml", [])]))
+        monkeypatch.setattr(Path, "rglob", lambda folder, pattern: iter([write_jsonl(tmp_path / "redflags.yaml", [])]))
     write_jsonl(path, conversations(61 if change == "rows" else 60))
     assert prepare(local(path, *[change] * ("=" in change))).rejects.parent != before
 

@@ -137,8 +137,8 @@ def test_labelled_answers_are_whole_and_their_counts_add_up() -> None:
     assert right == sum(c.true_yes + c.true_no for c in by_category.values())
 
 
-def test_the_agreement_that_the_readme_states_is_the_measured_one() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_agreement_that_the_documentation_states_is_the_measured_one() -> None:
+    text = (ROOT / "docs" / "reference" / "safety-set.md").read_text(encoding="utf-8")
     by_criterion, by_category = agreement.agreement()
     right = sum(c.true_yes + c.true_no for c in by_category.values())
     assert f"judges {right / 220:.0%} of them as they are labelled" in text

@@ -377,7 +377,7 @@ def test_a_base_that_changed_is_noticed(tiny_run: Compose, tmp_path: Path, monke
             inputs.base.get_input_embeddings().weight.data[3, 3] += 1e-3
 
     monkeypatch.setattr("medtune.training.trainer.StepGuard", Spoils)
-    with pytest.raises(RunFailed, match="Changed: the frozen base was changed"):
+    with pytest.raises(RunFailed, match="Changed: training changed the frozen base model"):
         train(run, tmp_path / "run", Membership(inputs))
 
 

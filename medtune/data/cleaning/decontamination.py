@@ -33,7 +33,7 @@ def ngram_fingerprints(names: Sequence[str]) -> list[str]:
 def benchmark_ngrams(names: Sequence[str], size: int) -> frozenset[int]:
     """Hashes of every `size` words in a row of the benchmarks' questions.
 
-    Raises `Refusal` when a benchmark cannot be read or has no column of questions.
+    Raises `UserError` when a benchmark cannot be read or has no column of questions.
     """
     found: set[int] = set()
     for name in names:

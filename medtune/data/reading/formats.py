@@ -1,4 +1,4 @@
-"""The first rows of a source -> how its rows hold a conversation; a `Refusal` that says what would work otherwise."""
+"""The first rows of a source -> how its rows hold a conversation; a `UserError` that says what would work otherwise."""
 
 import json
 import re
@@ -49,8 +49,8 @@ class RowFormat:
 def detect_format(first: Sequence[Row], source: Source, place: str) -> RowFormat:
     """Recognise how rows hold conversations, or check the format and columns that the configuration names.
 
-    `first`: rows from the beginning; `place`: the source's dotted key. Raises `Refusal`, listing the columns there are
-    and the mapping that would work.
+    `first`: rows from the beginning; `place`: the source's dotted key. Raises `UserError`, listing the columns there
+    are and the mapping that would work.
     """
     rows = [row for _, row in first if isinstance(row, dict)]
     found = list(dict.fromkeys(str(name) for row in rows for name in row))

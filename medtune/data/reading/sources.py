@@ -26,7 +26,7 @@ def location(source: Source) -> str:
 def identity(source: Source, place: str) -> str:
     """A name for the content of a source, that changes when the content does; `place` is its dotted key.
 
-    Raises `Refusal` when there is no such file or hub set.
+    Raises `UserError` when there is no such file or hub set.
     """
     if source.path is None:
         return f"{source.hub_id}@{source.revision or hub_set(source, place)._fingerprint}"
@@ -40,8 +40,8 @@ def identity(source: Source, place: str) -> str:
 def read_rows(source: Source, place: str, split: str | None = "train") -> Iterator[Row]:
     """Read a JSON, JSONL, CSV, TSV or Parquet file, or else a split of the hub set (None: every split).
 
-    A row that cannot be parsed is yielded as the exception, so that one broken line costs only itself. Raises `Refusal`
-    when the file is missing, empty, unreadable or of another kind, and when the hub set cannot be had.
+    A row that cannot be parsed is yielded as the exception, so that one broken line costs only itself. Raises
+    `UserError` when the file is missing, empty, unreadable or of another kind, and when the hub set cannot be had.
     """
     if source.path is None:
         yield from read_hub(source, place, split)
@@ -177,7 +177,7 @@ def read_hub(source: Source, place: str, split: str | None) -> Iterator[Row]:
 
 
 def hub_set(source: Source, place: str, split: str | None = "train") -> Any:
-    """A hub set, as `datasets` caches it; `split` None joins all. Raises `Refusal` when it cannot be had."""
+    """A hub set, as `datasets` caches it; `split` None joins all. Raises `UserError` when it cannot be had."""
     import datasets
     from huggingface_hub import HfApi
 

@@ -24,7 +24,7 @@ def write_questions(seen: Iterable[ConversationTable], path: Path) -> None:
 
 
 def read_questions(path: Path) -> frozenset[int]:
-    """What `write_questions` wrote. Raises `Refusal` if it is not there any more."""
+    """What `write_questions` wrote. Raises `UserError` if it is not there any more."""
     try:
         return frozenset(parquet.read_table(path)["question"].to_pylist())
     except (OSError, pa.ArrowException, KeyError):

@@ -38,9 +38,9 @@ def encode(
 ) -> Encoded:
     """Render messages as the model's chat template does.
 
-    Taught are the tokens of every assistant message and the end-of-turn token after it. With `add_generation_prompt`
-    the result is the prompt for the next answer. Raises `Refusal` if the template drops a message or has no end-of-turn
-    token after an answer.
+    Target tokens are the tokens of every assistant message and the end-of-turn token after it. With `add_generation_prompt`
+    the result is the prompt for the next answer. Raises `UserError` if the template drops a message or has no
+    end-of-turn token after an answer.
     """
     roles = tuple(message["role"] for message in messages)
     return render_ids(tokenizer, roles, encode_contents(tokenizer, messages), add_generation_prompt)
@@ -74,7 +74,7 @@ def template_pieces(
 ) -> list[list[int]]:
     """The template's own token ids before, between and after the contents of messages with these roles.
 
-    `template` is the tokenizer's, named so that a change of it is seen. Raises `Refusal` as `encode` does.
+    `template` is the tokenizer's, named so that a change of it is seen. Raises `UserError` as `encode` does.
     """
     blanks = [{"role": role, "content": PLACEHOLDER.format(i)} for i, role in enumerate(roles)]
     rendered = tokenizer.apply_chat_template(

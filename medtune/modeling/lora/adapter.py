@@ -20,7 +20,7 @@ def add_lora(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     """Attach a fresh adapter in float32, the only part that trains.
 
     The seed is set right before, so that a member of a sweep starts from the same weights as the same run alone,
-    whatever ran before it. Raises `Refusal` when one of `lora.target_modules` is no linear layer of the base.
+    whatever ran before it. Raises `UserError` when one of `lora.target_modules` is no linear layer of the base.
     """
     # The head is left out: SFTTrainer takes the loss from its plain weights.
     linear = {n.rsplit(".", 1)[-1] for n, m in base.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -52,7 +52,7 @@ class Damaged(Exception):
 
 
 def require_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, hub_id: str) -> None:
-    """Raises `Refusal` when an adapter was trained with another vocabulary than that of its base here."""
+    """Raises `UserError` when an adapter was trained with another vocabulary than that of its base here."""
     try:
         trained = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # of whichever library met the damage
@@ -68,7 +68,7 @@ def require_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, hub_id:
 def load(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Attach a saved adapter, in float32 as it was trained.
 
-    Raises `Refusal` when it does not fit the base, lacks a weight, or holds one that is not finite.
+    Raises `UserError` when it does not fit the base, lacks a weight, or holds one that is not finite.
     """
     try:
         model = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=True)

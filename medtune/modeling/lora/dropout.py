@@ -137,7 +137,7 @@ def dropout_matmul_backward(
 
 
 def require_kernel(device: torch.device) -> None:
-    """Raises `Refusal` on a GPU where Triton cannot build the kernel."""
+    """Raises `UserError` on a GPU where Triton cannot build the kernel."""
     if device.type == "cuda" and not kernels.kernels_available():
         raise UserError(
             "lora.lora_dropout on a GPU needs Triton and a C compiler: pip install triton, apt-get install gcc "

@@ -19,7 +19,7 @@ def config_of(folder: Path) -> Path:
 
 
 def require_whole(folder: Path, hub_id: str) -> None:
-    """Raises `Refusal` unless `folder` holds a complete adapter of the base `hub_id`; reads headers only."""
+    """Raises `UserError` unless `folder` holds a complete adapter of the base `hub_id`; reads headers only."""
     config, weights = config_of(folder), weights_of(folder)
     if not weights.is_file() or not config.is_file():
         missing = weights if not weights.is_file() else config
