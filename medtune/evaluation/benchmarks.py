@@ -107,7 +107,7 @@ def summarize(task: "Task", samples: Sequence[dict[str, Any]]) -> Benchmark:
 
 
 def main_metric(task: "Task") -> str:
-    """Returns the first metric of a task that is a mean over its examples, higher being better, or raises `UserError`."""
+    """Returns the first metric of a task that is a mean over its examples, higher being better. Else `UserError`."""
     from lm_eval.api.metrics import mean
 
     for metric, aggregate in task.aggregation().items():

@@ -38,8 +38,8 @@ def encode(
 ) -> Encoded:
     """Render messages as the model's chat template does.
 
-    Target tokens are the tokens of every assistant message and the end-of-turn token after it. With `add_generation_prompt`
-    the result is the prompt for the next answer. Raises `UserError` if the template drops a message or has no
+    Target tokens are those of every assistant message and the end-of-turn token after it. With
+    `add_generation_prompt` the result is the prompt for the next answer. Raises `UserError` if the template drops a message or has no
     end-of-turn token after an answer.
     """
     roles = tuple(message["role"] for message in messages)
