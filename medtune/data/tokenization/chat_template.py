@@ -39,8 +39,8 @@ def encode(
     """Render messages as the model's chat template does.
 
     Target tokens are those of every assistant message and the end-of-turn token after it. With
-    `add_generation_prompt` the result is the prompt for the next answer. Raises `UserError` if the template drops a message or has no
-    end-of-turn token after an answer.
+    `add_generation_prompt` the result is the prompt for the next answer. Raises `UserError` if the template drops a
+    message or has no end-of-turn token after an answer.
     """
     roles = tuple(message["role"] for message in messages)
     return render_ids(tokenizer, roles, encode_contents(tokenizer, messages), add_generation_prompt)
