@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from medtune.results.layout import named
 from medtune.results.reader import RunResult, losses
 from medtune.results.statistics import Bootstrap, Estimate
-from medtune.runtime.progress import shorten
-
-NAME_IN_TEXT = 40  # characters
 
 
 def format_interval(numbers: dict[str, Any] | None, form: str = ".4f") -> str:
@@ -52,7 +50,7 @@ def replicates(tested: Sequence[RunResult]) -> list[list[RunResult]]:
 
 def called(group: Sequence[RunResult]) -> str:
     """The name of a member, or of several that differ by their seed."""
-    names = ", ".join(shorten(member.name, NAME_IN_TEXT) for member in group)
+    names = ", ".join(named(member) for member in group)
     return names if len(group) == 1 else f"the mean of {names}"
 
 
@@ -73,4 +71,4 @@ def spread_of_seeds(group: Sequence[RunResult]) -> str:
     """How far chance in training moves the test loss; the intervals above, over conversations, do not contain it."""
     found = [member.test["tuned"]["scores"]["loss"]["value"] for member in group]
     chance = f"test loss {np.mean(found):.4f}, standard deviation {np.std(found, ddof=1):.4f}"
-    return f"  {len(found)} seeds ({', '.join(shorten(member.name, NAME_IN_TEXT) for member in group)}): {chance}"
+    return f"  {len(found)} seeds ({', '.join(named(member) for member in group)}): {chance}"

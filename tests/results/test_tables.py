@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from medtune.results import tables
+from medtune.results import score_tables, tables
 from medtune.results.reader import RunResult
 from medtune.results.tables import everything, summary
 
@@ -74,11 +74,11 @@ def test_no_number_is_lost_where_the_screen_is_narrow(tmp_path: Path, screen: An
     folders = sweep_of(tmp_path / "s", 4)
     results = [RunResult(folder, folder) for folder in folders]
     screen(400)
-    wide = tables.scores_table(results)
+    wide = score_tables.scores_table(results)
     screen(80)
-    narrow = tables.scores_table(results)
+    narrow = score_tables.scores_table(results)
     for member in results:
-        cell = tables.cell("loss", member.test["tuned"]["scores"]["loss"])
+        cell = score_tables.cell("loss", member.test["tuned"]["scores"]["loss"])
         assert wide.count(cell) <= narrow.count(cell) and cell in narrow
     assert narrow.count("test set") == 4 and wide.count("test set") == 1, "one table for each member that fits"
 
