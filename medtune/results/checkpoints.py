@@ -1,7 +1,7 @@
-"""A training state on disk: complete or not there.
+"""Checkpoints: a training state on disk that is complete or is not used.
 
-The trainer writes a checkpoint's files one after another, straight into its folder. A manifest with the size and hash
-of each of them, written last, is what makes it one that may be resumed from.
+The trainer writes the files of a checkpoint one after another into its folder. The manifest is written last and holds
+the size and hash of each file. Only a checkpoint whose files match its manifest is resumed from.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class NoSpace(Exception):
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Raises `NoSpace` when fewer than `needed` bytes are free where `folder` is: half a checkpoint helps nobody."""
+    """Raises `NoSpace` when fewer than `needed` bytes are free where `folder` is. Half a checkpoint is of no use."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise NoSpace(
@@ -33,7 +33,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """Write the manifest of a checkpoint whose files are all written, and wait until the disk has them."""
+    """Writes the manifest of a checkpoint whose files are all written, after the disk has them."""
     files = {}
     for path in sorted(checkpoint.iterdir()):
         if path.name != MANIFEST:
@@ -49,20 +49,22 @@ def write_manifest(checkpoint: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint is what its manifest says."""
+    """Whether every file of a checkpoint matches its manifest."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return bool(files) and all(
-            (checkpoint / name).stat().st_size == size and digest(checkpoint / name) == sha256
-            for name, (size, sha256) in files.items()
-        )
+        return bool(files) and all(matches(checkpoint / name, size, sha256) for name, (size, sha256) in files.items())
     except (OSError, ValueError):
         return False
 
 
+def matches(path: Path, size: int, sha256: str) -> bool:
+    """Whether a file has a size in bytes and a hash. Raises `OSError` if it cannot be read."""
+    return path.stat().st_size == size and digest(path) == sha256
+
+
 @dataclass
 class Saved:
-    """A complete checkpoint, and the trainer's state in it (transformers.TrainerState as JSON)."""
+    """A complete checkpoint and its training state (transformers.TrainerState as JSON)."""
 
     folder: Path
     state: dict[str, Any]
@@ -74,19 +76,20 @@ class Saved:
 
     @property
     def finished(self) -> bool:
-        """Whether training had come to its end: all steps, or stopped early."""
+        """Whether training had ended, after its last step or by early stopping."""
         stopped = self.state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
         return stopped or self.step >= self.state["max_steps"]
 
     @property
     def evaluated(self) -> bool:
-        """Whether the evaluation that was due at its step is in it: an interruption may have come before."""
+        """Whether it holds the evaluation due at its step. An interruption may have come before it."""
         due = self.step % self.state["eval_steps"] == 0 or self.step == self.state["max_steps"]
-        return not due or any(e["step"] == self.step and "eval_loss" in e for e in self.state["log_history"])
+        evaluations = [entry["step"] for entry in self.state["log_history"] if "eval_loss" in entry]
+        return not due or self.step in evaluations
 
 
 def latest_complete(folder: Path) -> Saved | None:
-    """The newest complete checkpoint of a run, None if there is none; newer ones that are not complete are removed."""
+    """Returns the newest complete checkpoint in `folder`, or None. Removes newer ones that are not complete."""
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         if is_complete(checkpoint):
             return Saved(checkpoint, json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
@@ -96,18 +99,18 @@ def latest_complete(folder: Path) -> Saved | None:
 
 
 def prune(folder: Path, steps: set[int]) -> None:
-    """Remove the checkpoints of all other steps."""
+    """Removes all checkpoints in `folder` but those of `steps`."""
     for checkpoint in folder.glob("checkpoint-*"):
         if step_of(checkpoint) not in steps:
             shutil.rmtree(checkpoint)
 
 
 def step_of(checkpoint: Path) -> int:
-    """Optimizer steps done when it was saved."""
+    """Returns the optimizer step at which a checkpoint was saved."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def digest(path: Path) -> str:
-    """sha256 of a file."""
+    """Returns the sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,4 @@
-"""Answers, and the doctors' they are measured against -> numbers, one per answer. Nothing here knows of a model.
-
-What each number says, and which way is better, is in the table below.
-"""
+"""What every number in metrics.json means, and which way is better."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a model: its title in tables, what it says, and whether more is better; None where neither is."""
+    """A metric: its title in tables, what it says, and whether higher is better (None where neither way is)."""
 
     title: str
     says: str
@@ -17,7 +14,7 @@ class Metric:
 
 
 METRICS = {
-    "loss": Metric("loss", "nats per taught token of the doctor's answer", False),
+    "loss": Metric("loss", "nats per target token of the doctor's answer", False),
     "token_accuracy": Metric("token accuracy", "target tokens that are the model's first choice", True),
     "rouge_l": Metric("ROUGE-L", "longest common subsequence with the doctor's answer", True),
     "chrf": Metric("chrF", "character n-grams in common with it", True),
@@ -35,5 +32,5 @@ METRICS = {
 
 
 def perplexity(loss: float) -> float:
-    """Exponential of a loss in nats per token, finite however large it is."""
+    """Returns the exponential of a loss in nats per token, finite for any finite loss."""
     return math.exp(min(loss, 700.0))

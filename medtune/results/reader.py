@@ -1,4 +1,4 @@
-"""Result folder -> RunResult."""
+"""Result folder -> RunResult, with everything that tables and comparisons read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +27,15 @@ class RunResult:
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The name in tables."""
         return self.title or self.folder.name
 
     @property
     def eval_loss(self) -> float:
-        """The best on the validation set, by which members are chosen; infinite where there is none."""
+        """The best validation loss, by which members are ranked; infinite where there is none."""
         return self.metrics.get("best", {}).get("eval_loss", float("inf"))
 
 
 def losses(member: RunResult) -> dict[str, list[Any]]:
-    """The columns of eval_loss.parquet."""
+    """Returns the columns of eval_loss.parquet, one entry for each test conversation."""
     return parquet.read_table(member.results / "eval_loss.parquet").to_pydict()

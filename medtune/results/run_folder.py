@@ -1,4 +1,4 @@
-"""A run's folder explains itself: run.json says what it was and how it ended, metrics.json what came out."""
+"""A run's folder: its lock, and run.json, which says what ran and how it ended."""
 
 import logging
 import time
@@ -20,15 +20,13 @@ log = logging.getLogger(__name__)
 PACKAGES = (
     "medtune", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "hydra-core", "wandb",
 )  # fmt: skip
-
-
-SAME = {"data_fingerprint": "data", "base": "base"}  # what a run that goes on must find as it was
+SAME = {"data_fingerprint": "data", "base": "base"}  # what must not have changed when a run is resumed
 
 
 class RunFolder:
-    """The folder of one run. `metadata` is what run.json will say besides status and times.
+    """The folder of one run, locked while the context lasts. `metadata` is the content of run.json.
 
-    A folder whose run did not finish is taken up again, if its configuration is the same.
+    Resumes an unfinished run in the folder if its configuration is the same.
     """
 
     def __init__(self, run: RunConfig, out: Path) -> None:
@@ -57,16 +55,20 @@ class RunFolder:
                 f"cannot write results to {self.out} ({error.strerror}): choose another folder, as hydra.run.dir=FOLDER"
             ) from None
         try:
-            self.before = require_same_run(self.out, self.metadata["configuration"])
-            if self.before:
-                kept = {name: self.before[name] for name in ("started", *SAME) if name in self.before}
-                self.metadata |= kept | {"resumed": [*self.before.get("resumed", []), utc_now()]}
-            self.earlier = self.before.get("seconds") or 0.0
+            self.resume()
             self.write()
         except BaseException:
             self.lock.release()
             raise
         return self
+
+    def resume(self) -> None:
+        """Takes over what run.json says of an unfinished run in the folder. Raises `UserError` if it is another run."""
+        self.before = require_same_run(self.out, self.metadata["configuration"])
+        self.earlier = self.before.get("seconds") or 0.0  # spent before this process
+        if self.before:
+            kept = {name: self.before[name] for name in ("started", *SAME) if name in self.before}
+            self.metadata |= kept | {"resumed": [*self.before.get("resumed", []), utc_now()]}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         try:
@@ -75,7 +77,7 @@ class RunFolder:
             self.lock.release()
 
     def conclude(self, error: BaseException | None) -> None:
-        """Write how the run ended. Raises `RunFailed` for what is neither the user's mistake nor their wish."""
+        """Writes how the run ended. Raises `RunFailed` unless the user caused the end or asked for it."""
         if error is None:
             return self.end("done")
         if isinstance(error, KeyboardInterrupt):
@@ -94,10 +96,7 @@ class RunFolder:
         raise RunFailed(f"{line} (traceback in {self.out / 'train.log'})") from error
 
     def record(self, metadata: dict[str, Any]) -> None:
-        """Add to run.json.
-
-        Raises `UserError` when this run began with other data or another base: this would not be its continuation.
-        """
+        """Adds `metadata` to run.json. Raises `UserError` if the run that is resumed had other data or another base."""
         for name, what in SAME.items():
             if name in metadata and self.before.get(name, metadata[name]) != metadata[name]:
                 raise UserError(
@@ -107,19 +106,20 @@ class RunFolder:
         self.write()
 
     def end(self, status: str, error: str | None = None) -> None:
+        """Writes the final status, and the seconds of all processes of the run."""
         seconds = round(self.earlier + time.monotonic() - self.began, 1)
         self.metadata |= {"status": status, "error": error, "seconds": seconds}
         self.write()
 
     def write(self) -> None:
-        """Write run.json as it stands."""
+        """Writes run.json."""
         write_json(self.out / "run.json", self.metadata)
 
 
 def require_same_run(out: Path, configuration: dict[str, Any]) -> dict[str, Any]:
-    """run.json of the unfinished run that a folder holds; empty if it holds none.
+    """Returns run.json of the unfinished run in `out`, empty if there is none.
 
-    Raises `UserError` when it holds a finished run, or one of another configuration.
+    Raises `UserError` if `out` holds a finished run, or one with another configuration.
     """
     if not (out / "run.json").exists():
         return {}

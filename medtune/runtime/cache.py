@@ -1,4 +1,4 @@
-"""What takes long to make and is the same every time: made once, under a name that says what it is."""
+"""A cache on disk for what takes long to make and is the same every time."""
 
 import os
 import shutil
@@ -12,14 +12,15 @@ from medtune.runtime.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Where converted weights and prepared data are kept: MEDTUNE_CACHE, or ~/.cache/medtune."""
+    """Returns the folder for converted weights and prepared data: MEDTUNE_CACHE, or ~/.cache/medtune."""
     return Path(os.environ.get("MEDTUNE_CACHE") or Path.home() / ".cache" / "medtune").expanduser()
 
 
 def cached_folder(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache, made by `make(folder)` if it is not there.
+    """Returns the folder `name` of the cache, filled by `make(folder)` if it is not there.
 
-    It appears under its name only when complete, and two processes do not make it twice.
+    It appears under its name only when complete, and two processes do not make it twice. Raises `UserError` if the
+    cache cannot be written.
     """
     folder = cache_folder() / name
     if folder.is_dir():

@@ -9,16 +9,16 @@ from pathlib import Path
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of Python and of those of the packages that are installed."""
-    found = {"python": platform.python_version()}
+    """Returns the versions of Python and of those `packages` that are installed."""
+    installed = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            installed[package] = version(package)
+    return installed
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout medtune runs from, '+changes' if files differ from it; None for an installed wheel."""
+    """Returns the commit of the checkout, with '+changes' if tracked files differ from it; None for a wheel."""
     here = Path(__file__).resolve().parent.parent
 
     def git(*words: str) -> str:
@@ -27,6 +27,7 @@ def git_commit() -> str | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != here.parent:
             return None
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+        return f"{commit}+changes" if changes else commit
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,4 +1,4 @@
-"""Errors that end a run, and how they are told."""
+"""Errors that end a run, and the line of them that is shown."""
 
 
 class UserError(Exception):
@@ -14,9 +14,9 @@ class RunFailed(Exception):
 
 
 class RunPaused(Exception):
-    """A run was asked to stop at an evaluation, and can go on from there."""
+    """A run stopped at an evaluation, as it was asked to, and can be resumed from there."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
+    """Returns the first line of an error's message, or its type if it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]

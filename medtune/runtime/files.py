@@ -8,26 +8,26 @@ from typing import Any
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader, or a crash, never meets half a file."""
+    """Writes JSON in one piece: neither a reader nor a crash ever sees half a file."""
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     unfinished.replace(path)
 
 
 def utc_now() -> str:
-    """The time, as run.json has it."""
+    """Returns the time in UTC, in ISO format to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def display_path(path: Path) -> str:
-    """A path as short as it can be typed from here."""
+    """Returns a path relative to the working directory if it is inside it."""
     with contextlib.suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty if there is no complete one."""
+    """Returns the object in a JSON file; empty if the file is missing or incomplete."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines, but not a last line that was cut off; none if there is no file."""
+    """Returns the objects in a file of JSON lines, without a last line that was cut off; none without a file."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append JSON lines."""
+    """Appends `rows` to a file of JSON lines."""
     with path.open("a", encoding="utf-8") as lines:
         for row in rows:
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")

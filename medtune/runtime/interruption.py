@@ -1,6 +1,6 @@
-"""Ctrl-C and a scheduler's SIGTERM -> a stop at the next place where everything can be saved.
+"""Ctrl-C and a scheduler's SIGTERM: both stop a run at the next place where everything can be saved.
 
-In training that is between two micro-batches, or between two batches of an evaluation: seconds away.
+In training this is between two micro-batches, in an evaluation between two batches: seconds away.
 """
 
 import os
@@ -10,35 +10,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_deferring = 0  # how many runs of this process want to be asked, not thrown out
-_requested = False
-_asked = 0.0  # when
+_deferring = 0  # runs of this process that save before they stop
+_requested = False  # whether a stop was requested
+_requested_at = 0.0  # by the monotonic clock, in seconds
 
-MOMENT = 2.0  # seconds
+MOMENT = 2.0  # seconds in which further signals count as the first
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised where nothing is half done."""
+    """A stop at a place where everything can be saved."""
 
 
 def handle(signum: int, frame: FrameType | None) -> None:
-    """Signal handler: raise KeyboardInterrupt; while runs can save, only ask them to stop, the first time.
+    """Handles a signal: requests a stop from runs that save before they stop; otherwise raises KeyboardInterrupt.
 
-    What comes within a moment of the first is the same wish: a scheduler signals a process and its whole group.
+    A second signal raises it too. One within MOMENT of the first is ignored: a scheduler signals a process and then its
+    whole group.
     """
-    global _asked
-    if _requested and time.monotonic() - _asked < MOMENT:
+    global _requested_at
+    if _requested and time.monotonic() - _requested_at < MOMENT:
         return
     if not _deferring or _requested:
         raise KeyboardInterrupt
-    _asked = time.monotonic()
+    _requested_at = time.monotonic()
     request_stop(signum, frame)
-    # Not through logging: this may have come in the middle of it, with its locks held.
+    # Logging is not safe here: the signal may have come while its locks are held.
     os.write(2, b"medtune: stopping: saving first; once more stops at once\n")
 
 
 def request_stop(signum: int, frame: FrameType | None) -> None:
-    """Signal handler of a worker: ask to stop, and leave it to the parent to stop at once."""
+    """Handles a signal in a worker: requests a stop. Only the parent process stops at once."""
     global _requested
     _requested = True
 
@@ -49,14 +50,14 @@ def stop_requested() -> bool:
 
 
 def raise_if_requested() -> None:
-    """Called where a run can stop and be saved. Raises `Interrupted` when it should."""
+    """Raises `Interrupted` if a stop was requested. Called where a run can be saved."""
     if _requested:
         raise Interrupted
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """While it lasts, an interruption waits for `check()`."""
+    """Makes an interruption wait for `raise_if_requested` while the context lasts."""
     global _deferring, _requested
     _deferring += 1
     try:
@@ -68,7 +69,7 @@ def deferred() -> Iterator[None]:
 
 
 def install_handlers() -> None:
-    """Let SIGTERM and Ctrl-C end in `handle`; both, because a shell's background job ignores Ctrl-C."""
+    """Installs `handle` for SIGTERM and Ctrl-C. A shell's background job ignores Ctrl-C and keeps ignoring it."""
     signal.signal(signal.SIGTERM, handle)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handle)
