@@ -95,7 +95,9 @@ def test_smoke_sweep_prints_base_and_members(smoke: tuple[Path, str]) -> None:
             member, f"{metrics['best']['eval_loss']:.4f}", f"{metrics['best']['perplexity']:.2f}",
         ]  # fmt: skip
         assert (sweep / member / "adapter" / "adapter_model.safetensors").is_file()
-    assert table[5] == f"adapters: {sweep.relative_to(sweep.parents[2])}/MEMBER/adapter"
+    assert f"adapters: {sweep.relative_to(sweep.parents[2])}/MEMBER/adapter" in table[5:7], (
+        "below the table and its note"
+    )
     assert "Patient: I have a fever and a sore throat. What should I do?" in said
     ledger = read_json(sweep / "sweep.json")["members"]
     assert [(row["folder"], row["status"]) for row in ledger] == [(member, "done") for member in members]
