@@ -78,7 +78,7 @@ def spent_in(bench: Bench, run: RunConfig, shape: Shape) -> Counter[str]:
     """Milliseconds of the GPU in each kind of operation, of a step that is not recorded."""
     bench.collect()
     watch, profiled = Stopwatch(bench, STEPS), Profiled(bench)
-    trainer = bench.ours(run, shape.length, watch, recorded=False)  # a replayed kernel is no operation's
+    trainer = bench.ours(run, shape.length, watch, captured=False)  # a replayed kernel is no operation's
     trainer.add_callback(profiled)
     trainer.train()
     spent: Counter[str] = Counter()

@@ -64,7 +64,7 @@ def single(bench: Bench) -> str:
             "relative difference of a step's loss; the sides' dropout differs. FLOP/s are those of the model, a "
             "recomputation left out, in shares of what the data sheet says. Peak: of the tensors, and (held) of what "
             "PyTorch took for them. medtune records each shape of a pass once, which is not in the times: it took "
-            f"{median(bench.recorded or [0]):.1f} s, at most {max(bench.recorded or [0]):.1f} s.",
+            f"{median(bench.capture_seconds or [0]):.1f} s, at most {max(bench.capture_seconds or [0]):.1f} s.",
         ]
     )
 

@@ -71,7 +71,7 @@ class Bench:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.shape)
         self.bases: dict[str, PreTrainedModel] = {}
         self.footprint: dict[str, int] = {}
-        self.recorded: list[float] = []  # seconds that a shape took
+        self.capture_seconds: list[float] = []  # seconds that a shape took
 
     def run(self, *words: str) -> RunConfig:
         """The run that these overrides give, of one pass a step."""
@@ -154,13 +154,13 @@ class Bench:
         watch: "Stopwatch",
         handle: LockstepHandle | ExclusiveHandle | None = None,
         side: str = "medtune",
-        recorded: bool = True,
+        captured: bool = True,
     ) -> AdapterTrainer:
         """medtune's trainer of a run, alone on a side's base or in a pack."""
         checkpointing = bool(run.trainer.gradient_checkpointing)
         if handle is None and self.on_gpu:
             handle = ExclusiveHandle(self.base(side), checkpointing, self.attention, self.longest(length))
-            handle.trunk.records = recorded
+            handle.backbone.can_capture = captured
         tuned = adapter.add_lora(handle.view() if handle else share_weights(self.base(side)), run.lora, run.seed)
         rows = Dataset.from_list(self.rows(length))
         few = rows.select(range(1))
@@ -171,20 +171,20 @@ class Bench:
         trainer = build_trainer(tuned, TrainingData(self.tokenizer, tokens, ONE), run, folder, [watch])
         if handle:
             trainer.handle = handle
-            trunk = handle.trunk if isinstance(handle, ExclusiveHandle) else handle.pack.trunk
-            watch.before = lambda: self.record(trunk, length)
+            backbone = handle.backbone if isinstance(handle, ExclusiveHandle) else handle.pack.backbone
+            watch.before = lambda: self.capture(backbone, length)
         watch.watch(trainer)
         return trainer
 
-    def record(self, trunk: Backbone, length: int | None) -> None:
+    def capture(self, backbone: Backbone, length: int | None) -> None:
         """Record every shape that can come, which a long run has behind it after its first minute."""
-        if trunk.recordings:
-            count, _ = next(iter(trunk.recordings.known))
+        if backbone.captured:
+            count, _ = next(iter(backbone.captured.passes))
             for filled in sorted({bucket(len(row["input_ids"])) for row in self.rows(length)}, reverse=True):
-                if (count, filled) not in trunk.recordings.known:
+                if (count, filled) not in backbone.captured.passes:
                     began = time.monotonic()
-                    CAPTURE_THREAD.run(partial(trunk.recordings.record, (count, filled)))
-                    self.recorded.append(time.monotonic() - began)
+                    CAPTURE_THREAD.run(partial(backbone.captured.capture, (count, filled)))
+                    self.capture_seconds.append(time.monotonic() - began)
 
     def plain(self, run: RunConfig, length: int | None, watch: "Stopwatch") -> SFTTrainer:
         """TRL's trainer of the same run; what the run leaves open is as TRL has it."""

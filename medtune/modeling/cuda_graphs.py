@@ -1,6 +1,6 @@
-"""Work on a GPU as a CUDA graph: recorded once, replayed in one launch, with the same numbers.
+"""Work on a GPU as a CUDA graph: captured once, replayed in one launch, with the same numbers.
 
-On a GPU a pass of few tokens takes its time for Python and launches, not for arithmetic
+A pass of few tokens takes its time for Python and launches, not for arithmetic
 (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
 """
 
@@ -18,24 +18,27 @@ Result = TypeVar("Result")
 
 
 class CaptureError(Exception):
-    """The work does something that cannot be recorded."""
+    """The work does something that cannot be captured."""
 
 
 class CaptureThread:
-    """The one thread that records: cuBLAS and cuDNN set up what they need at a thread's first call, which cannot be
-    recorded.
+    """The one thread that captures: cuBLAS and cuDNN set up what they need at a thread's first call, which cannot be
+    captured.
 
-    `failed`: whether a recording did. PyTorch's allocator then believes for ever that it goes on: nothing more may be
-    recorded in this process.
+    `failed`: whether a capture did. PyTorch's allocator then takes the capture for unfinished, and nothing more may be
+    captured in this process.
     """
 
     def __init__(self) -> None:
-        self.thread = ThreadPoolExecutor(1, "recorder")
+        self.thread = ThreadPoolExecutor(1, "capture")
         self.failed = False
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns, which calls `captured` after it has run once what is to be recorded: kernels that are
-        compiled or chosen at their first launch. Raises what it raises."""
+        """Runs `work` in the thread, and returns or raises what it does.
+
+        `work` runs once what it is to `capture`, before it captures it: some kernels are compiled or chosen at their
+        first launch.
+        """
         return self.thread.submit(work).result()
 
 
@@ -43,7 +46,8 @@ CAPTURE_THREAD = CaptureThread()
 
 
 def try_capture(what: str, work: Callable[[], Result]) -> Result | None:
-    """What `work` returns, which records; None, and a warning that says `what`, if it cannot be or memory is short."""
+    """Returns what `work` returns, which captures. Where that fails or memory is short: None, with a warning that names
+    `what`."""
     try:
         return work()
     except (CaptureError, torch.OutOfMemoryError) as error:
@@ -54,10 +58,10 @@ def try_capture(what: str, work: Callable[[], Result]) -> Result | None:
 
 
 def capture(work: Callable[[], None], pool: Any = None) -> Callable[[], None]:
-    """Record what `work` launches on the GPU, without running it; what is returned runs it.
+    """Captures what `work` launches on the GPU, without running it; returns a function that runs it.
 
-    `pool`: memory that several recordings share, which then run one after another; None: memory of its own. Raises
-    `NotRecorded`, and torch.OutOfMemoryError, after which another may be recorded.
+    `pool`: memory that several graphs share, which then run one after another; None: memory of its own. Raises
+    `CaptureError`, and torch.OutOfMemoryError, after which other work may be captured.
     """
     graph = torch.cuda.CUDAGraph()
     try:

@@ -33,7 +33,7 @@ class LockstepHandle:
         self.turn = threading.Semaphore(0)
         self.state = turns.initial()
         self.waiting = self.aside = self.done = False
-        self.rows: MicroBatch | None = None  # on their way through the base, until the backward pass is done
+        self.batch: MicroBatch | None = None  # on their way through the base, until the backward pass is done
         self.hidden: torch.Tensor | None = None  # what the member got for them, and where its gradient will be
         self.error: BaseException | None = None  # of a pass, raised in the member
         self.thread = threading.Thread(target=self.live, daemon=True)
@@ -52,7 +52,7 @@ class LockstepHandle:
         except BaseException as error:
             self.pack.errors.append(error)  # a job keeps its member's failures to itself
         self.done = True
-        self.rows = self.hidden = None
+        self.batch = self.hidden = None
         self.pack.next_turn(self)
 
     def give_turn(self) -> None:
@@ -72,11 +72,11 @@ class LockstepHandle:
 
     def view(self) -> PreTrainedModel:
         """The base as this member sees it; attach an adapter and train it as usual."""
-        return proxy_base(self.pack.base, self.through)
+        return proxy_base(self.pack.base, self.forward)
 
-    def through(self, rows: MicroBatch) -> torch.Tensor:
-        """Wait until the rows went through the base; returns their hidden states."""
-        self.rows = rows
+    def forward(self, batch: MicroBatch) -> torch.Tensor:
+        """Waits for the pass that takes these rows; returns their hidden states [rows, length, width]."""
+        self.batch = batch
         self.wait()
         assert self.hidden is not None
         return self.hidden
@@ -85,7 +85,7 @@ class LockstepHandle:
         """Take the gradient that the member's own backward pass left at the base's output through the base."""
         assert self.hidden is not None and self.hidden.grad is not None
         self.wait()
-        self.rows = self.hidden = None
+        self.batch = self.hidden = None
 
     def release(self) -> None:
         """The pack lets go of it when the member ends."""
@@ -102,7 +102,7 @@ class LockstepGroup:
 
     def __init__(self, base: PreTrainedModel, width: int, checkpointing: bool, attention: str, longest: int) -> None:
         self.base, self.width, self.checkpointing = base, width, checkpointing
-        self.trunk = Backbone(base, checkpointing, attention, longest)
+        self.backbone = Backbone(base, checkpointing, attention, longest)
         self.together = width  # rows of so many members go through the base at a time; fewer when memory is short
         self.handles: list[LockstepHandle] = []
         self.pending: tuple[list[LockstepHandle], ForwardPass] | None = None
@@ -134,7 +134,7 @@ class LockstepGroup:
             if handle.done:
                 self.handles.remove(handle)
                 if self.pending is None:
-                    self.trunk.forget()  # or whoever comes next would meet it in memory
+                    self.backbone.release()  # or whoever comes next would meet it in memory
                 if job := self.next_job():
                     self.start_job(job)
             if self.handles and all(other.waiting for other in self.handles):
@@ -156,8 +156,8 @@ class LockstepGroup:
             handles = [handle for handle in handles if not handle.done]
         else:
             # Who waited longest comes first, so that nobody starves when not all go together.
-            first = self.handles[0].rows
-            handles = [h for h in self.handles if h.rows and first and h.rows.arithmetic == first.arithmetic]
+            first = self.handles[0].batch
+            handles = [h for h in self.handles if h.batch and first and h.batch.autocast == first.autocast]
             handles = self.forward(handles[: self.together])
         for handle in handles:
             handle.waiting = False
@@ -166,7 +166,7 @@ class LockstepGroup:
 
     def forward(self, handles: list[LockstepHandle]) -> list[LockstepHandle]:
         """Give members their hidden states, fewer of them if that fails, and return them; the others go on waiting."""
-        passed = self.attempt(handles, lambda: self.through(handles))
+        passed = self.attempt(handles, lambda: self.run_backbone(handles))
         if passed is None:
             return self.forward(handles[: half(handles)]) if len(handles) > 1 else handles
         self.pending = handles, passed
@@ -174,9 +174,9 @@ class LockstepGroup:
             handle.hidden = hidden.requires_grad_()
         return handles
 
-    def through(self, handles: list[LockstepHandle]) -> ForwardPass:
-        """Run the rows of members through the base."""
-        return self.trunk.through([handle.rows for handle in handles if handle.rows is not None])
+    def run_backbone(self, handles: list[LockstepHandle]) -> ForwardPass:
+        """Runs the rows of members through the base model."""
+        return self.backbone.forward([handle.batch for handle in handles if handle.batch is not None])
 
     def backward(self, handles: list[LockstepHandle], passed: ForwardPass | None) -> None:
         """Add to each member's adapter its gradients; through a new pass of fewer members if that fails.
@@ -188,12 +188,12 @@ class LockstepGroup:
         if not going:
             return
         added = self.attempt(
-            going, lambda: self.add_gradients(handles if passed else going, passed or self.through(going))
+            going, lambda: self.add_gradients(handles if passed else going, passed or self.run_backbone(going))
         )
         if not added and len(going) > 1:
             if passed:
                 del passed.output, passed.backward  # the caller holds the pass
-                self.trunk.forget()
+                self.backbone.release()
             for part in (going[: half(going)], going[half(going) :]):
                 self.backward(part, None)
 

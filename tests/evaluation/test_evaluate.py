@@ -214,11 +214,11 @@ def test_a_recorded_step_says_the_same(
     device = base.device_for(run.model)
     tuned = adapter.load(base.load_base(run.model, None, tokenizer, device), sweep / "lora.r=4" / "adapter")
     prompts = [list(range(20, 20 + length)) for length in (3, 30, 17, 8)]
-    monkeypatch.setattr(generation, "can_be_recorded", lambda model: False)
+    monkeypatch.setattr(generation, "can_capture", lambda model: False)
     plain = greedy(tuned, prompts, [], 40)
     stop = next(t for t in plain[0][4:] if any(t in ids for ids in plain[1:]) and any(t not in ids for ids in plain))
     expected = [greedy(tuned, prompts, stops, 40) for stops in ([], [stop])]
-    monkeypatch.setattr(generation, "can_be_recorded", lambda model: True)
+    monkeypatch.setattr(generation, "can_capture", lambda model: True)
     steps: list[int] = []
     stock = cuda_graphs.capture if device.type == "cuda" else lambda work: work  # a stand-in: the work, at every replay
 

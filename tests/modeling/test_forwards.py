@@ -60,8 +60,8 @@ def test_a_shared_pass_says_what_it_replaced(tiny_run: Compose) -> None:
     run = tiny_run()
     base = base_model.load_base(run.model, run.quantization, load_tokenizer(run.model), torch.device("cpu"))
     backbone = Backbone(base, False, "eager", 64)
-    assert "adapters of all members" in describe_forwards(backbone.trunk)
-    assert "hidden states from the shared pass" in describe_forwards(proxy_base(base, lambda rows: None))  # type: ignore
+    assert "adapters of all members" in describe_forwards(backbone.model)
+    assert "hidden states from the shared pass" in describe_forwards(proxy_base(base, lambda batch: None))  # type: ignore
 
 
 def test_no_other_module_replaces_a_forward() -> None:

@@ -94,7 +94,7 @@ def test_dropout_drops_its_share_and_only_in_training(tiny_run: Compose) -> None
     assert kept.unique().tolist() == [0, 1] and abs(float((kept == 0).float().mean()) - 0.3) < 0.03
     in_training = outcome(net)["logits"]
     evaluated = outcome(net.eval())["logits"]
-    dropout.clock.step += 1
+    dropout.step.optimizer_step += 1
     assert torch.equal(evaluated, outcome(net)["logits"])
     assert not torch.equal(in_training, outcome(net.train())["logits"])
 

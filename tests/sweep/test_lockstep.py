@@ -98,8 +98,8 @@ def test_packed_members_equal_themselves_alone(
     for place, run in enumerate(runs):
         train(run, tmp_path / "alone" / str(place))
     together: list[int] = []
-    stock = Backbone.through
-    monkeypatch.setattr(Backbone, "through", lambda self, rows: together.append(len(rows)) or stock(self, rows))
+    stock = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, rows: together.append(len(rows)) or stock(self, rows))
     inputs, _, failures = pack_up(runs, tmp_path / "packed", width, checkpointing)
     assert not failures
     assert together.count(width) >= 12, "they went through the base together"
@@ -166,9 +166,9 @@ def test_recorded_passes_are_those_that_are_not(
     if not torch.cuda.is_available():
         monkeypatch.setattr(graphs, "capture", replayed)
     shapes: list[tuple[int, int]] = []
-    stock = CapturedPasses.record
-    monkeypatch.setattr(CapturedPasses, "record", lambda self, shape: shapes.append(shape) or stock(self, shape))
-    monkeypatch.setattr(recording, "MIN_CAPTURE_MEMBERS", 16)
+    stock = CapturedPasses.capture
+    monkeypatch.setattr(CapturedPasses, "capture", lambda self, shape: shapes.append(shape) or stock(self, shape))
+    monkeypatch.setattr(recording, "MIN_CAPTURE_LENGTH", 16)
     _, _, failures = pack_up(runs, tmp_path / "packed", 4, checkpointing, CAUSAL)
     lone = prepare_inputs(runs[1])
     train(runs[1], tmp_path / "recorded", Membership(lone, alone_on(lone, checkpointing)))
@@ -224,10 +224,10 @@ def test_a_run_that_has_a_gpu_to_itself_equals_itself(
 
 def test_recordings_do_not_outlive_what_they_are_of(tiny_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "capture", replayed)
-    monkeypatch.setattr(recording, "MIN_CAPTURE_MEMBERS", 16)
+    monkeypatch.setattr(recording, "MIN_CAPTURE_LENGTH", 16)
     run = tiny_run("quantization=none", "lora.lora_dropout=0")
     inputs = prepare_inputs(run)
-    trunk, device = Backbone(inputs.base, False, CAUSAL, 64), inputs.base.device
+    backbone, device = Backbone(inputs.base, False, CAUSAL, 64), inputs.base.device
     attached = [adapter.add_lora(share_weights(inputs.base), run.lora, seed) for seed in range(4)]
     members = [layers_of(unwrap_peft(net).base_model) for net in attached]
 
@@ -241,15 +241,15 @@ def test_recordings_do_not_outlive_what_they_are_of(tiny_run: Compose, monkeypat
             )
             for place, n in zip(places, counts, strict=True)
         ]
-        passed = trunk.through(rows)
+        passed = backbone.forward(rows)
         passed.gradients(list(passed.split(torch.ones_like(passed.output))))
-        return trunk.recordings
+        return backbone.captured
 
     assert a_pass((0, 1), (2, 2), 20) is None, "there may be no second pass"
     first = a_pass((0, 1), (2, 2), 20)
-    assert first and list(first.known) == [(4, 64), (4, 32)], "the longest first"
-    assert a_pass((0, 1), (2, 2), 40) is first and list(first.known) == [(4, 64), (4, 32), (4, 48)]
-    assert a_pass((0, 1), (3, 3), 60) is first and list(first.known) == [(6, 64)], "a larger one begins anew"
+    assert first and list(first.passes) == [(4, 64), (4, 32)], "the longest first"
+    assert a_pass((0, 1), (2, 2), 40) is first and list(first.passes) == [(4, 64), (4, 32), (4, 48)]
+    assert a_pass((0, 1), (3, 3), 60) is first and list(first.passes) == [(6, 64)], "a larger one begins anew"
     assert a_pass((0, 1), (2, 1), 20) is None, "numbers of rows that differ"
     for _ in range(3):  # groups that take turns
         assert a_pass((0, 1), (2, 2), 20) is None and a_pass((2, 3), (2, 2), 20) is None
@@ -286,7 +286,7 @@ def test_four_bit_members_in_bfloat16_stay_within_rounding(tiny_run: Compose, tm
         assert found.adapter < (5e-2 if torch.cuda.is_available() else 2e-2)
 
 
-@pytest.mark.parametrize("in_pass", ["through", "add_gradients"])
+@pytest.mark.parametrize("in_pass", ["run_backbone", "add_gradients"])
 def test_out_of_memory_lowers_the_width_and_changes_nothing_else(
     tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_pass: str
 ) -> None:
@@ -313,14 +313,14 @@ def test_a_member_alone_without_memory_fails_alone(
     tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = [tiny_run("quantization=none", *words) for words in MEMBERS[:3]]
-    stock = LockstepGroup.through
+    stock = LockstepGroup.run_backbone
 
     def small(self: LockstepGroup, lanes: list[LockstepHandle]) -> Any:
-        if any("down_proj" in name for lane in lanes if lane.rows for name in lane.rows.layers):  # the second's alone
+        if any("down_proj" in name for lane in lanes if lane.batch for name in lane.batch.layers):  # the second's alone
             raise torch.OutOfMemoryError("this one never fits")
         return stock(self, lanes)
 
-    monkeypatch.setattr(LockstepGroup, "through", small)
+    monkeypatch.setattr(LockstepGroup, "run_backbone", small)
     _, _, failures = pack_up(runs, tmp_path, 3)
     assert list(failures) == [1] and "never fits" in str(failures[1])
     assert (tmp_path / "0" / "adapter").is_dir() and (tmp_path / "2" / "adapter").is_dir()

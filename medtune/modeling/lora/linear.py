@@ -1,9 +1,8 @@
 """A frozen product plus what LoRA layers add, in as few passes over the activations as possible.
 
-PEFT's own layer casts the input of each layer to float32, and makes a new tensor for the dropout, the scaling, the sum
-and each cast; together a third of a training step on a CPU. Here the arithmetic is that of the frozen product, as under
-autocast on a GPU, while weights and gradients stay in float32; what is added is added in place, and the memory for the
-backward pass is half as large.
+PEFT's own layer casts its input to float32, and makes a new tensor for the dropout, the scaling, the sum and each cast.
+Here the arithmetic is that of the frozen product, as under autocast on a GPU; weights and gradients stay in float32.
+Sums are made in place, and the backward pass needs half the memory.
 """
 
 from functools import partial
@@ -17,19 +16,13 @@ from peft.tuners.lora.layer import LoraVariant
 from torch import nn
 
 from medtune.modeling.forwards import replace_forward
-from medtune.modeling.lora.dropout import (
-    KeyedDropout,
-    Mask,
-    MaskSeeds,
-    apply_mask,
-    dropout_matmul,
-    dropout_matmul_backward,
-)
+from medtune.modeling.kernels import MaskSeeds
+from medtune.modeling.lora.dropout import KeyedDropout, Mask, apply_mask, dropout_matmul, dropout_matmul_backward
 from medtune.modeling.quantized import FrozenLinear, frozen_linear
 
 
 class FusedLora(LoraVariant):
-    """A variant of PEFT's layer, with the numbers of the stock one."""
+    """A variant of PEFT's LoRA layer that computes the numbers of the stock one."""
 
     @staticmethod
     def forward(
@@ -52,12 +45,12 @@ def member(
     dropout, scale = layer.lora_dropout[adapter], layer.scaling[adapter]
     if isinstance(dropout, KeyedDropout) and dropout.training:
         return a[None], b[None], scale / (1 - dropout.p), dropout.mask(x)
-    assert not (isinstance(dropout, nn.Dropout) and dropout.training), "its mask would not be known"
+    assert not (isinstance(dropout, nn.Dropout) and dropout.training), "a stock mask cannot be regenerated"
     return a[None], b[None], scale, None
 
 
 def weights(layer: LoraLayer, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
-    """A [r, in] and B [out, r] of a layer."""
+    """Returns A [r, in] and B [out, r] of a layer."""
     a, b = layer.lora_A[adapter], layer.lora_B[adapter]
     return cast(nn.Parameter, a.weight), cast(nn.Parameter, b.weight)
 
@@ -67,7 +60,7 @@ def lora_linear(
 ) -> torch.Tensor:
     """Returns the frozen product [rows, length, out] of `x` [rows, length, in], with each member's part on its rows.
 
-    `a` [members, r, in], `b` [members, out, r]; members' rows follow one another, as many of each. `scale` of all, or
+    `a` [members, r, in], `b` [members, out, r]; members' rows follow one another, as many of each. `scale`: of all, or
     [members, 1, 1].
     """
     by_member = len(a), -1, x.shape[-1]
@@ -75,16 +68,16 @@ def lora_linear(
     if product.weight is None or not torch.is_grad_enabled():  # for few tokens bitsandbytes has a kernel of its own
         y = product.forward(x)
         y = y.reshape(len(a), -1, y.shape[-1])
-    dense, keys = (None, mask) if isinstance(mask, MaskSeeds) else (mask, None)
-    result = LoraFunction.apply(x.reshape(by_member), y, a, b, scale, dense, keys, product)
+    dense, seeds = (None, mask) if isinstance(mask, MaskSeeds) else (mask, None)
+    result = LoraFunction.apply(x.reshape(by_member), y, a, b, scale, dense, seeds, product)
     return cast(torch.Tensor, result).view(*x.shape[:-1], -1)
 
 
 class LoraFunction(torch.autograd.Function):
     """W x + scale * B A x (arXiv:2106.09685, equation 3) of several members, in the arithmetic of W x.
 
-    `x` [members, tokens, in], `a` [members, r, in], `b` [members, out, r]; W x is `y` [members, tokens, out], or made
-    from the product's weight. The mask of x is `dense`, or made from `keys`.
+    `x` [members, tokens, in], `a` [members, r, in], `b` [members, out, r]. W x is `y` [members, tokens, out]; without
+    it, it is computed from the product's weight. The mask of x is the tensor `dense`, or that of `seeds`.
     """
 
     @staticmethod
@@ -96,7 +89,7 @@ class LoraFunction(torch.autograd.Function):
         b: torch.Tensor,
         scale: float | torch.Tensor,
         dense: torch.Tensor | None,
-        keys: MaskSeeds | None,
+        seeds: MaskSeeds | None,
         product: FrozenLinear,
     ) -> torch.Tensor:
         ctx.type_of_x, ctx.weight = x.dtype, product.weight if y is None else None
@@ -108,29 +101,29 @@ class LoraFunction(torch.autograd.Function):
             else:
                 x, y = x.to(y.dtype), y.clone()
             a, b = a.to(y.dtype), b.to(y.dtype)
-            low = dropout_matmul(x, a, dense if keys is None else keys).mul_(scale)
+            low = dropout_matmul(x, a, dense if seeds is None else seeds).mul_(scale)
             ctx.save_for_backward(x, low, a, b, dense)
-            ctx.scale, ctx.keys = scale, keys
+            ctx.scale, ctx.seeds = scale, seeds
             # After the product is rounded, as in the stock layer: a sum that is rounded once has other losses.
             return y.baddbmm_(low, b.mT)
 
     @staticmethod
     def backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, low, a, b, dense = ctx.saved_tensors
-        mask = dense if ctx.keys is None else ctx.keys
+        mask = dense if ctx.seeds is None else ctx.seeds
         grad_low = torch.bmm(grad_y, b).mul_(ctx.scale)
         grad_b, grad_x = torch.bmm(grad_y.mT, low), None
         if ctx.needs_input_grad[0]:
             grad_x, x = dropout_matmul_backward(grad_low, x, a, mask)
-            # The large product comes last, and adds to what is there: another pass over its result would take longer.
+            # The large product comes last and adds in place: another pass over its result would take longer.
             if ctx.weight is not None:
                 grad_x.view(-1, x.shape[-1]).addmm_(grad_y.reshape(-1, grad_y.shape[-1]), ctx.weight())
             grad_x = grad_x.to(ctx.type_of_x)
         else:
             x = apply_mask(x, mask)
         grad_a = torch.bmm(grad_low.mT, x)
-        through = grad_y if ctx.needs_input_grad[1] else None
-        return grad_x, through, grad_a.float(), grad_b.float(), None, None, None, None
+        grad_product = grad_y if ctx.needs_input_grad[1] else None
+        return grad_x, grad_product, grad_a.float(), grad_b.float(), None, None, None, None
 
 
 def use_fused_lora(model: PeftModel) -> None:

@@ -1,4 +1,4 @@
-"""One pass through the frozen base for the rows of several members, each member's adapter acting on its own rows."""
+"""One pass through the frozen base for the rows of several members; each member's adapter acts on its own rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ from medtune.modeling.multi_lora.sequential import SequentialAdapters
 from medtune.modeling.multi_lora.stacked import Gradients, Layers, StackedAdapters, stackable
 from medtune.modeling.quantized import FrozenLinear, frozen_linear, supports_cuda_graphs
 
+Autocast = tuple[bool, torch.dtype]  # whether it is on, and its type
+
 
 @dataclass
 class MicroBatch:
-    """A micro-batch: token ids and mask [rows, length], and the arithmetic (autocast on, its type) it is wanted in.
-
-    `layers`: the adapter of the member that it belongs to.
-    """
+    """A member's micro-batch: token ids and attention mask [rows, length], the autocast that it was given in, and the
+    member's adapted layers."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    arithmetic: tuple[bool, torch.dtype]
+    autocast: Autocast
     layers: Layers
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many, and how long."""
+        """How many rows, and their length in tokens."""
         return self.input_ids.shape[0], self.input_ids.shape[1]
 
 
@@ -45,120 +45,125 @@ class MicroBatch:
 class ForwardPass:
     """A forward pass whose backward pass is still to come. `output`: hidden states [all rows, longest, width].
 
-    `backward`: the members' gradients, from that at the output, of the members that want theirs.
+    `backward`: returns members' gradients, from the gradient of the output and which members want theirs.
     """
 
-    rows: list[MicroBatch]
+    batches: list[MicroBatch]
     output: torch.Tensor
     backward: Callable[[torch.Tensor, Sequence[bool]], Gradients]
 
     def split(self, whole: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Each member's own part of a tensor of the output's shape, without the padding of the pack."""
-        parts = whole.split([row.shape[0] for row in self.rows])
-        return (part[:, : row.shape[1]] for row, part in zip(self.rows, parts, strict=True))
+        """Returns each member's part of a tensor of the output's shape, without the padding to the longest rows."""
+        parts = whole.split([batch.shape[0] for batch in self.batches])
+        return (part[:, : batch.shape[1]] for batch, part in zip(self.batches, parts, strict=True))
 
-    def gradients(self, wanted: Sequence[torch.Tensor | None]) -> Gradients:
-        """The gradient of every parameter of some members, from those at their hidden states; None: not this one."""
-        whole = torch.zeros_like(self.output)
-        for part, gradient in zip(self.split(whole), wanted, strict=True):
+    def gradients(self, grad_hidden: Sequence[torch.Tensor | None]) -> Gradients:
+        """Returns the gradients of members' parameters, from those of their hidden states; None: not of this one."""
+        grad_output = torch.zeros_like(self.output)
+        for part, gradient in zip(self.split(grad_output), grad_hidden, strict=True):
             if gradient is not None:
                 part.copy_(gradient)
-        return self.backward(whole, [gradient is not None for gradient in wanted])
+        return self.backward(grad_output, [gradient is not None for gradient in grad_hidden])
 
 
 class Adapters(Protocol):
     """The adapters of the members in a pass."""
 
     def adapt(self, name: str, x: torch.Tensor, product: FrozenLinear) -> torch.Tensor:
-        """The base's product of `x` [all rows, longest, in], with what each member's layer of that name adds."""
+        """Returns the base's product of `x` [all rows, longest, in], with what each member's layer of that name adds.
 
-    def gradients(self, output: torch.Tensor, whole: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
-        """Of the parameters of the wanted members, from the gradient `whole` at the output."""
+        The product: [all rows, longest, out].
+        """
+
+    def gradients(self, output: torch.Tensor, grad_output: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
+        """Returns the gradients of the wanted members' parameters."""
 
 
 class Backbone:
-    """The base without its head, with a place for members' adapters at every linear layer."""
+    """The base model without its head; members' adapters act at each of its linear layers.
+
+    `longest`: the most tokens that a row may have.
+    """
 
     def __init__(self, base: PreTrainedModel, checkpointing: bool, attention: str, longest: int) -> None:
-        self.longest = longest  # of the rows that may come, in tokens
-        tree = share_weights(base).train()
-        tree.config._attn_implementation = attention
+        self.longest = longest
+        view = share_weights(base).train()
+        view.config._attn_implementation = attention
         if checkpointing:
-            tree.gradient_checkpointing_enable(CHECKPOINTING_KWARGS)
-        self.trunk = tree.base_model
-        self.adapters: Adapters | None = None  # of whoever's rows went through the base last
-        self.records = attention == CAUSAL and supports_cuda_graphs(base)
-        self.recordings: CapturedPasses | None = None  # of the adapters that are stacked
-        self.refused: Adapters | None = None  # those whose passes were not to be recorded
-        for name, module in self.trunk.named_modules():
+            view.gradient_checkpointing_enable(CHECKPOINTING_KWARGS)
+        self.model = view.base_model
+        self.adapters: Adapters | None = None  # of the latest pass
+        self.can_capture = attention == CAUSAL and supports_cuda_graphs(base)
+        self.captured: CapturedPasses | None = None  # of the adapters that are stacked now
+        self.not_captured: Adapters | None = None  # the adapters whose passes could not be captured
+        for name, module in self.model.named_modules():
             if isinstance(module, torch.nn.Linear):  # bitsandbytes' layers are too
-                adapted = partial(self.adapted, name, frozen_linear(module))
+                adapted = partial(self.adapt, name, frozen_linear(module))
                 replace_forward(module, adapted, "adapters of all members")
 
-    def adapted(self, name: str, product: FrozenLinear, x: torch.Tensor) -> torch.Tensor:
-        """A linear layer of the base over all rows, and each member's adapter of it over its own."""
+    def adapt(self, name: str, product: FrozenLinear, x: torch.Tensor) -> torch.Tensor:
+        """Returns a linear layer's output for all rows, with what each member's adapter adds to its own."""
         assert self.adapters is not None
         return self.adapters.adapt(name, x, product)
 
-    def through(self, rows: list[MicroBatch]) -> ForwardPass:
+    def forward(self, batches: list[MicroBatch]) -> ForwardPass:
         """Runs members' rows through the base model; shorter ones are padded on the right."""
-        longest = max(row.shape[1] for row in rows)
-        ids = pad_and_cat([row.input_ids for row in rows], longest)
-        mask = pad_and_cat([row.attention_mask for row in rows], longest)
-        adapters, arithmetic = self.adapters_of(rows), rows[0].arithmetic
+        longest = max(batch.shape[1] for batch in batches)
+        ids = pad_and_cat([batch.input_ids for batch in batches], longest)
+        mask = pad_and_cat([batch.attention_mask for batch in batches], longest)
+        adapters, autocast = self.adapters_of(batches), batches[0].autocast
         if isinstance(adapters, StackedAdapters) and self.may_capture(adapters):
-            passed = graphs.try_capture("passes", lambda: self.recorded(rows, ids, adapters, arithmetic))
+            passed = graphs.try_capture("passes", lambda: self.forward_captured(batches, ids, adapters))
             if passed:
                 return passed
-            self.recordings, self.refused = None, adapters
-            self.records = not graphs.CAPTURE_THREAD.failed
+            self.captured, self.not_captured = None, adapters
+            self.can_capture = not graphs.CAPTURE_THREAD.failed
             free_memory()
-        hidden = self.hidden(ids, mask, arithmetic)
-        return ForwardPass(rows, hidden, lambda gradient, wanted: adapters.gradients(hidden, gradient, wanted))
+        hidden = self.hidden_states(ids, mask, autocast)
+        return ForwardPass(batches, hidden, partial(adapters.gradients, hidden))
 
     def may_capture(self, adapters: StackedAdapters) -> bool:
         """Whether capturing passes of these adapters pays.
 
         Where groups of members take turns, each pass has another stack: capturing takes longer than it saves.
         """
-        return self.records and adapters.passes > 1 and adapters is not self.refused
+        return self.can_capture and adapters.passes > 1 and adapters is not self.not_captured
 
-    def recorded(
-        self, rows: list[MicroBatch], ids: torch.Tensor, adapters: StackedAdapters, arithmetic: tuple[bool, torch.dtype]
-    ) -> ForwardPass:
-        """The same, recorded. Raises what `graphs.captured` raises."""
-        if self.recordings is None:
-            free_memory()  # what passes before took would stay beside the memory that the recordings take
-            run = partial(self.hidden, attention_mask=None, arithmetic=arithmetic)
-            self.recordings = CapturedPasses(run, adapters.parameters, ids.device, self.longest)
-        recordings = self.recordings
-        return ForwardPass(rows, recordings.forward(ids), lambda g, w: adapters.of_members(recordings.backward(g), w))
+    def forward_captured(self, batches: list[MicroBatch], ids: torch.Tensor, adapters: StackedAdapters) -> ForwardPass:
+        """Replays the pass, captured first where its shape is new. Raises what `cuda_graphs.capture` raises."""
+        if self.captured is None:
+            free_memory()  # what earlier passes took would stay beside the memory of the captured ones
+            run = partial(self.hidden_states, attention_mask=None, autocast=batches[0].autocast)
+            self.captured = CapturedPasses(run, adapters.parameters, ids.device, self.longest)
+        captured = self.captured
 
-    def hidden(
-        self, ids: torch.Tensor, attention_mask: torch.Tensor | None, arithmetic: tuple[bool, torch.dtype]
-    ) -> torch.Tensor:
-        """Hidden states [rows, length, width] of token ids [rows, length]."""
-        autocast, dtype = arithmetic
-        with torch.enable_grad(), torch.autocast(ids.device.type, dtype, autocast, cache_enabled=False):
-            return self.trunk(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        def backward(grad_output: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
+            return adapters.split_gradients(captured.backward(grad_output), wanted)
 
-    def adapters_of(self, rows: list[MicroBatch]) -> "Adapters":
-        """The members' adapters stacked, where they can be, else one after another."""
-        layers = [row.layers for row in rows]
-        alike = len({row.shape[0] for row in rows}) == 1
-        if not (alike and isinstance(self.adapters, StackedAdapters) and self.adapters.holds(layers)):
-            self.forget()  # before the memory of others is asked for
+        return ForwardPass(batches, captured.forward(ids), backward)
+
+    def hidden_states(self, ids: torch.Tensor, attention_mask: torch.Tensor | None, autocast: Autocast) -> torch.Tensor:
+        """Returns hidden states [rows, length, width] of token ids [rows, length]."""
+        enabled, dtype = autocast
+        with torch.enable_grad(), torch.autocast(ids.device.type, dtype, enabled, cache_enabled=False):
+            return self.model(input_ids=ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+    def adapters_of(self, batches: list[MicroBatch]) -> Adapters:
+        """Returns the members' adapters: stacked, where that is possible, else one after another."""
+        layers = [batch.layers for batch in batches]
+        shapes = [batch.shape for batch in batches]
+        alike = len({rows for rows, _ in shapes}) == 1
+        if not (alike and isinstance(self.adapters, StackedAdapters) and self.adapters.are_of(layers)):
+            self.release()  # before other adapters need memory
             plain = all(map(stackable, chain(*(own.values() for own in layers))))
-            self.adapters = (
-                StackedAdapters(layers) if alike and plain else SequentialAdapters(layers, [row.shape for row in rows])
-            )
+            self.adapters = StackedAdapters(layers) if alike and plain else SequentialAdapters(layers, shapes)
         if isinstance(self.adapters, StackedAdapters):
-            self.adapters.load([row.shape for row in rows])
+            self.adapters.load(shapes)
         return self.adapters
 
-    def forget(self) -> None:
-        """Let go of the adapters of members that may have ended."""
-        self.adapters = self.recordings = self.refused = None
+    def release(self) -> None:
+        """Drops the adapters of members that may have ended, and their captured passes."""
+        self.adapters = self.captured = self.not_captured = None
 
 
 def pad_and_cat(parts: list[torch.Tensor], longest: int) -> torch.Tensor:
@@ -166,38 +171,41 @@ def pad_and_cat(parts: list[torch.Tensor], longest: int) -> torch.Tensor:
     return torch.cat([F.pad(part, (0, longest - part.shape[1])) for part in parts])
 
 
-def proxy_base(base: PreTrainedModel, through: Callable[[MicroBatch], torch.Tensor]) -> PreTrainedModel:
-    """A view of the base that gets the hidden states of its rows in training from `through`; attach an adapter to it
-    and train it as usual. Its own backward pass ends there."""
-    net = share_weights(base)
-    trunk, layers = net.base_model, Layers()
-    stock = trunk.forward
+def proxy_base(base: PreTrainedModel, forward: Callable[[MicroBatch], torch.Tensor]) -> PreTrainedModel:
+    """Returns a view of the base model for one member: in training, its hidden states come from `forward`.
+
+    Attach an adapter to it and train as usual. The member's own backward pass ends at those hidden states.
+    """
+    view = share_weights(base)
+    model, layers = view.base_model, Layers()
+    stock = model.forward
 
     def proxy_forward(
         input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None, **others: Any
     ) -> Any:
-        if not torch.is_grad_enabled() or input_ids is None or attention_mask is None:
-            return stock(input_ids=input_ids, attention_mask=attention_mask, **others)  # an evaluation
+        evaluating = not torch.is_grad_enabled()
+        if evaluating or input_ids is None or attention_mask is None:
+            return stock(input_ids=input_ids, attention_mask=attention_mask, **others)
         device = input_ids.device.type
-        arithmetic = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         if not layers:
-            layers.update(layers_of(trunk))
-        return BaseModelOutputWithPast(through(MicroBatch(input_ids, attention_mask, arithmetic, layers)))
+            layers.update(layers_of(model))
+        return BaseModelOutputWithPast(forward(MicroBatch(input_ids, attention_mask, autocast, layers)))
 
-    replace_forward(trunk, proxy_forward, "hidden states from the shared pass")
-    return net
-
-
-def layers_of(trunk: torch.nn.Module) -> Layers:
-    """The adapted layers by their name in the base."""
-    return {name: module for name, module in trunk.named_modules() if isinstance(module, BaseTunerLayer)}
+    replace_forward(model, proxy_forward, "hidden states from the shared pass")
+    return view
 
 
-def accumulate(found: Gradients) -> None:
-    """Add gradients to those of the micro-batches before; to all of them, or to none when memory is short."""
-    fresh = [(parameter, gradient) for parameter, gradient in found if parameter.grad is None]
-    sums = [(parameter.grad, gradient) for parameter, gradient in found if parameter.grad is not None]
-    if fresh:  # memory of their own: a part of a stack would keep that of all members
+def layers_of(model: torch.nn.Module) -> Layers:
+    """Returns the adapted layers, by their name in the base."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def accumulate(gradients: Gradients) -> None:
+    """Adds gradients to those of earlier micro-batches: to all of them, or to none when memory runs out."""
+    fresh = [(parameter, gradient) for parameter, gradient in gradients if parameter.grad is None]
+    sums = [(parameter.grad, gradient) for parameter, gradient in gradients if parameter.grad is not None]
+    if fresh:  # memory of their own: a part of a stack would keep the gradients of all members
         copies = torch._foreach_mul([gradient for _, gradient in fresh], 1.0)
         for (parameter, _), copy in zip(fresh, copies, strict=True):
             parameter.grad = copy

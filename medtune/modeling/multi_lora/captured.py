@@ -1,6 +1,8 @@
-"""A pass through the base as two CUDA graphs: recorded once for a shape of its rows, replayed for every other batch."""
+"""A pass through the base model as two CUDA graphs: captured once for each shape of its rows, then replayed."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,51 +11,36 @@ import torch.nn.functional as F
 
 from medtune.modeling import cuda_graphs as graphs
 
-MIN_CAPTURE_MEMBERS = 64  # tokens: shorter rows are filled up to that
+MIN_CAPTURE_LENGTH = 64  # tokens: shorter rows are padded to it
+
+Shape = tuple[int, int]  # rows, and their length in tokens
 
 
 def bucket(length: int) -> int:
-    """The length in tokens to which rows of `length` are filled up: few lengths, at most an eighth longer."""
-    step = max(MIN_CAPTURE_MEMBERS, 2 ** (length - 1).bit_length() // 16)
+    """Returns the length in tokens to which rows of `length` are padded: few lengths, at most an eighth longer."""
+    step = max(MIN_CAPTURE_LENGTH, 2 ** (length - 1).bit_length() // 16)
     return -(-length // step) * step
 
 
+@dataclass
 class CapturedPass:
-    """The pass of rows of one shape, whose intermediate results stay in the memory pool.
+    """The pass of one shape. Its graphs read and write these tensors at their addresses.
 
-    `ids` [rows, length], `hidden` and `of_hidden` [rows, length, width]: where its input is, its output, and the
-    gradient there.
+    `ids` [rows, length]: the input. `hidden` and `grad_hidden` [rows, length, width]: the output, and its gradient.
     """
 
-    def __init__(
-        self,
-        run: Callable[[torch.Tensor], torch.Tensor],
-        parameters: Sequence[torch.Tensor],
-        gradients: Sequence[torch.Tensor],
-        ids: torch.Tensor,
-        hidden: torch.Tensor,
-        of_hidden: torch.Tensor,
-        pool: Any,
-    ) -> None:
-        self.ids, self.hidden, self.of_hidden = ids, hidden, of_hidden
-        ends: list[torch.Tensor] = []  # of the pass that is being recorded
-
-        def ahead() -> None:
-            ends[:] = [run(ids)]
-            hidden.copy_(ends[0].detach())
-
-        def back() -> None:
-            torch._foreach_copy_(list(gradients), torch.autograd.grad(ends.pop(), parameters, of_hidden))
-
-        self.ahead = graphs.capture(ahead, pool)
-        self.back = graphs.capture(back, pool)
+    ids: torch.Tensor
+    hidden: torch.Tensor
+    grad_hidden: torch.Tensor
+    replay_forward: Callable[[], None]
+    replay_backward: Callable[[], None]
 
 
 class CapturedPasses:
-    """The passes of one set of adapters. All use the same memory, so that a pass ends before the next one begins.
+    """The captured passes of one set of adapters. All share their memory: a pass ends before the next one begins.
 
-    `run`: hidden states [rows, length, width] of token ids [rows, length], a function of `parameters` too. `longest`:
-    of the rows that may come, in tokens.
+    `run`: returns hidden states [rows, length, width] of token ids [rows, length]; a function of `parameters` too.
+    `longest`: the most tokens that a row may have.
     """
 
     def __init__(
@@ -65,57 +52,79 @@ class CapturedPasses:
     ) -> None:
         self.run, self.parameters, self.device, self.longest = run, parameters, device, longest
         self.gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        self.known: dict[tuple[int, int], CapturedPass] = {}
+        self.passes: dict[Shape, CapturedPass] = {}
         self.latest: CapturedPass | None = None
-        self.hidden = self.of_hidden = torch.empty(0, device=device)
+        self.hidden = self.grad_hidden = torch.empty(0, device=device)
         self.pool: Any = None
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Hidden states [rows, length, width] of token ids [rows, length]; gone with the next pass.
+        """Returns hidden states [rows, length, width] of token ids [rows, length]; the next pass overwrites them.
 
-        Raises what `graphs.captured` raises.
+        Raises what `cuda_graphs.capture` raises.
         """
         rows, length = ids.shape
         shape = rows, bucket(length)
-        if shape not in self.known:
-            graphs.CAPTURE_THREAD.run(partial(self.record, shape))
-        self.latest = self.known[shape]
+        if shape not in self.passes:
+            graphs.CAPTURE_THREAD.run(partial(self.capture, shape))
+        self.latest = self.passes[shape]
         self.latest.ids.copy_(F.pad(ids, (0, shape[1] - length)))
-        self.latest.ahead()
+        self.latest.replay_forward()
         return self.latest.hidden[:, :length]
 
-    def backward(self, of_hidden: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The gradients of the parameters, from that at the latest hidden states; gone with the next pass."""
+    def backward(self, grad_hidden: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Returns the gradients of the parameters, from that of the latest hidden states; the next pass overwrites
+        them."""
         assert self.latest is not None
-        length = of_hidden.shape[1]
-        self.latest.of_hidden[:, :length].copy_(of_hidden)
-        self.latest.of_hidden[:, length:].zero_()
-        self.latest.back()
+        length = grad_hidden.shape[1]
+        self.latest.grad_hidden[:, :length].copy_(grad_hidden)
+        self.latest.grad_hidden[:, length:].zero_()
+        self.latest.replay_backward()
         return self.gradients
 
-    def record(self, shape: tuple[int, int]) -> None:
-        """Record the pass of a shape, in the thread that records. The longest comes first: all others find their memory
-        in what it took. If one is larger all the same, it begins anew."""
+    def capture(self, shape: Shape) -> None:
+        """Captures the pass of a shape; called in the capture thread.
+
+        The longest shape comes first: all others find their memory in what it took. If one is larger all the same, the
+        passes captured before it are dropped.
+        """
         rows, length = shape
-        if not self.known:
+        if not self.passes:
             self.warm_up(rows)
-        for each in dict.fromkeys([(rows, max(length, bucket(self.longest))), shape]):
-            tokens = rows * each[1]
-            if all(tokens > count * filled for count, filled in self.known):
-                self.known.clear()
-                self.latest = None
-                self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
-                width = self.hidden.shape[-1]
-                self.hidden, self.of_hidden = (self.hidden.new_zeros(tokens, width) for _ in range(2))
-            if each not in self.known:
-                ids = torch.zeros(each, dtype=torch.int64, device=self.device)
-                hidden, of_hidden = (part[:tokens].view(*each, -1) for part in (self.hidden, self.of_hidden))
-                self.known[each] = CapturedPass(
-                    self.run, self.parameters, self.gradients, ids, hidden, of_hidden, self.pool
-                )
+        longest = rows, max(length, bucket(self.longest))
+        for each in dict.fromkeys([longest, shape]):
+            if all(math.prod(each) > math.prod(known) for known in self.passes):
+                self.renew_memory(math.prod(each))
+            if each not in self.passes:
+                self.passes[each] = self.capture_shape(each)
 
     def warm_up(self, rows: int) -> None:
-        """Kernels that are compiled or chosen at their first launch have it before they are recorded."""
-        output = self.run(torch.zeros(rows, MIN_CAPTURE_MEMBERS, dtype=torch.int64, device=self.device))
+        """Runs a pass that is not captured: some kernels are compiled or chosen at their first launch."""
+        output = self.run(torch.zeros(rows, MIN_CAPTURE_LENGTH, dtype=torch.int64, device=self.device))
         torch.autograd.grad(output, self.parameters, torch.zeros_like(output))
         self.hidden = output.detach().new_zeros(0, output.shape[-1])
+
+    def renew_memory(self, tokens: int) -> None:
+        """Drops all passes, and starts a memory pool with room for outputs of as many tokens."""
+        self.passes.clear()
+        self.latest = None
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        width = self.hidden.shape[-1]
+        self.hidden, self.grad_hidden = (self.hidden.new_zeros(tokens, width) for _ in range(2))
+
+    def capture_shape(self, shape: Shape) -> CapturedPass:
+        """Captures the forward and the backward pass of one shape."""
+        ids = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        tokens = math.prod(shape)
+        hidden, grad_hidden = (part[:tokens].view(*shape, -1) for part in (self.hidden, self.grad_hidden))
+        outputs: list[torch.Tensor] = []  # of the forward pass, until the backward pass takes it
+
+        def forward() -> None:
+            outputs[:] = [self.run(ids)]
+            hidden.copy_(outputs[0].detach())
+
+        def backward() -> None:
+            torch._foreach_copy_(self.gradients, torch.autograd.grad(outputs.pop(), self.parameters, grad_hidden))
+
+        replay_forward = graphs.capture(forward, self.pool)
+        replay_backward = graphs.capture(backward, self.pool)
+        return CapturedPass(ids, hidden, grad_hidden, replay_forward, replay_backward)

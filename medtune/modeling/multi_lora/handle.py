@@ -1,21 +1,21 @@
-"""What a trainer sees of the base it trains on."""
+"""What a trainer sees of the base model that it trains on."""
 
 from typing import Any, Protocol
 
 
 class BaseHandle(Protocol):
-    """A run's place at a base through which others may go too: its own backward pass ends there."""
-
-    def backward(self) -> None:
-        """Take the gradient that it left at the base's output through the base."""
-
-    def yield_turn(self) -> None:
-        """Let the others give the GPU what they have, before it is waited for."""
+    """A run's way to a base model that others may share. The run's own backward pass ends at the base's output."""
 
     checkpointing: bool
 
     def view(self) -> Any:
-        """The base as this run sees it."""
+        """Returns the base model as this run sees it."""
+
+    def backward(self) -> None:
+        """Propagates the gradient at the base's output through the base, to the run's adapter."""
+
+    def yield_turn(self) -> None:
+        """Lets other members queue their work on the GPU before this run synchronizes with it."""
 
     def release(self) -> None:
-        """Let go of the memory that training took."""
+        """Frees the memory that training took."""

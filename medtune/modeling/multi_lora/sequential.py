@@ -1,4 +1,4 @@
-"""Adapters of several members, of any kind, one after another: what cannot be stacked, or has other numbers of rows."""
+"""Adapters of several members, of any kind, one after another: for those that cannot be stacked."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -14,13 +14,11 @@ from medtune.modeling.quantized import FrozenLinear
 
 
 class SequentialAdapters:
-    """Of the members of one pass, whose rows have these `shapes`."""
+    """The adapters of the members in one pass. `shapes`: rows and length of each member's micro-batch."""
 
     def __init__(self, layers: Sequence[Layers], shapes: Sequence[tuple[int, int]]) -> None:
         self.layers, self.shapes = layers, shapes
-        self.parameters = [
-            [p for layer in own.values() for p in layer.parameters() if p.requires_grad] for own in layers
-        ]
+        self.parameters = [trained_parameters(own) for own in layers]
 
     def adapt(self, name: str, x: torch.Tensor, product: FrozenLinear) -> torch.Tensor:
         """See `Adapters`."""
@@ -31,15 +29,23 @@ class SequentialAdapters:
         members = zip(self.layers, self.shapes, x.split(counts), y.split(counts), strict=True)
         return torch.cat([adapt(own.get(name), length, own_x, own_y) for own, (_, length), own_x, own_y in members])
 
-    def gradients(self, output: torch.Tensor, whole: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
+    def gradients(self, output: torch.Tensor, grad_output: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
         """See `Adapters`."""
-        asked = list(chain(*(own for own, is_wanted in zip(self.parameters, wanted, strict=True) if is_wanted)))
-        return list(zip(asked, torch.autograd.grad(output, asked, whole), strict=True))
+        chosen = [own for own, is_wanted in zip(self.parameters, wanted, strict=True) if is_wanted]
+        parameters = list(chain(*chosen))
+        return list(zip(parameters, torch.autograd.grad(output, parameters, grad_output), strict=True))
+
+
+def trained_parameters(layers: Layers) -> list[torch.nn.Parameter]:
+    """Returns the parameters of a member's layers that train."""
+    return [parameter for layer in layers.values() for parameter in layer.parameters() if parameter.requires_grad]
 
 
 def adapt(layer: Any, length: int, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """A member's layer on its rows of that length, with the frozen product `y` at hand; padding of the pack stays
-    outside."""
+    """Returns what a member's layer makes of its rows `x`, given their frozen product `y`.
+
+    Both are padded beyond the member's own `length`; the layer never sees that padding. No layer: `y`.
+    """
     if layer is None:
         return y
     padding = x.shape[1] - length

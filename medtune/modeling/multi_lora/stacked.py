@@ -1,5 +1,7 @@
-"""Adapters of several members as one: a layer's matrices are stacked, so that a pass has as many operations as that of
-one member. On a GPU those are what a step of few tokens takes its time for, not the arithmetic."""
+"""Adapters of several members as one: a layer's matrices are stacked, and a pass has the operations of one member.
+
+On a GPU a step of few tokens takes its time for launching operations, not for arithmetic.
+"""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -9,56 +11,43 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 
-from medtune.modeling.lora.dropout import KeyedDropout, Mask, MaskSeeds, layer_number, random_mask
+from medtune.modeling.kernels import MaskSeeds
+from medtune.modeling.lora.dropout import KeyedDropout, Mask, layer_number, random_mask
 from medtune.modeling.lora.linear import FusedLora, lora_linear, weights
 from medtune.modeling.quantized import FrozenLinear
 
 Layers = dict[str, Any]  # PEFT's layers, by their name in the base
 Gradients = list[tuple[torch.nn.Parameter, torch.Tensor]]
+Pair = tuple[torch.nn.Parameter, torch.nn.Parameter]  # A [r, in] and B [out, r]
 
 
 def stackable(layer: Any) -> bool:
-    """Whether a layer is plain LoRA; DoRA, say, needs the frozen weight."""
+    """Whether a layer is plain LoRA. DoRA, for example, needs the frozen weight."""
     return isinstance(layer, LoraLayer) and all(
         isinstance(layer.lora_variant.get(adapter), FusedLora) for adapter in layer.active_adapters
     )
 
 
 class StackedAdapters:
-    """Smaller ranks are filled up with zeros, and so is a layer that a member does not adapt."""
+    """The stacked adapters of the members in a pass.
+
+    Zeros fill smaller ranks, and stand for a layer that a member does not adapt.
+    """
 
     def __init__(self, layers: Sequence[Layers]) -> None:
         self.layers = list(layers)
-        self.passes = 0
-        self.matrices: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.passes = 0  # that these adapters had
+        self.matrices: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # A [members, r, in], B [members, out, r]
+        # Of each member: parameter, name of its layer, 0 for A and 1 for B; and its part of the stacked matrix.
         self.owned: list[list[tuple[torch.nn.Parameter, str, int]]] = [[] for _ in layers]
         self.slots: list[list[torch.Tensor]] = [[] for _ in layers]
         for name in dict.fromkeys(chain(*layers)):
-            self.add(
-                name, [weights(own[name], own[name].active_adapters[0]) if name in own else None for own in layers]
-            )
-        first = [next(iter(own.values())) for own in layers]  # a member's dropout and scale are those of all its layers
-        found = [layer.lora_dropout[layer.active_adapters[0]] for layer in first]
-        self.dropouts = [dropout if isinstance(dropout, KeyedDropout) else None for dropout in found]
-        scales = [
-            layer.scaling[layer.active_adapters[0]] / (1 - (dropout.p if dropout else 0.0))
-            for layer, dropout in zip(first, self.dropouts, strict=True)
-        ]
+            self.stack(name, [active_weights(own.get(name)) for own in layers])
         self.device = next(iter(self.matrices.values()))[0].device
-        self.scale = torch.tensor(scales, device=self.device)[:, None, None]
-        self.shares = torch.tensor([dropout.p if dropout else 0.0 for dropout in self.dropouts], device=self.device)
-        # Filled at each pass, where they are: a recorded pass reads them there.
-        self.keys = torch.zeros(len(layers), dtype=torch.int64, device=self.device)
-        # What masks are made from is the layer's name in a member that drops.
-        self.names = {
-            name: layer.lora_dropout[layer.active_adapters[0]].name
-            for own, dropout in zip(layers, self.dropouts, strict=True)
-            if dropout
-            for name, layer in own.items()
-        }
+        self.read_dropout()
 
-    def add(self, name: str, pairs: Sequence[tuple[torch.nn.Parameter, torch.nn.Parameter] | None]) -> None:
-        """Make place for a layer's A and B of every member; None where a member does not adapt it."""
+    def stack(self, name: str, pairs: Sequence[Pair | None]) -> None:
+        """Makes room for a layer's A and B of every member; None where a member does not adapt it."""
         known = [pair for pair in pairs if pair]
         rank, (a, b) = max(len(pair[0]) for pair in known), known[0]
         stacked = a.new_zeros(len(pairs), rank, a.shape[1]), b.new_zeros(len(pairs), b.shape[0], rank)
@@ -69,13 +58,32 @@ class StackedAdapters:
                 self.slots[member] += [stacked[0][member, :r], stacked[1][member, :, :r]]
         self.matrices[name] = stacked[0].requires_grad_(), stacked[1].requires_grad_()
 
-    def holds(self, layers: Sequence[Layers]) -> bool:
-        """Whether it is of these members, in this order."""
+    def read_dropout(self) -> None:
+        """Reads dropout and scale of every member; they are the same in all of its layers."""
+        first = [next(iter(own.values())) for own in self.layers]
+        modules = [layer.lora_dropout[layer.active_adapters[0]] for layer in first]
+        self.dropouts = [module if isinstance(module, KeyedDropout) else None for module in modules]
+        rates = [dropout.p if dropout else 0.0 for dropout in self.dropouts]
+        scales = [
+            layer.scaling[layer.active_adapters[0]] / (1 - rate) for layer, rate in zip(first, rates, strict=True)
+        ]
+        self.scale = torch.tensor(scales, device=self.device)[:, None, None]
+        self.rates = torch.tensor(rates, device=self.device)
+        # Filled in place at each pass: a captured pass reads them at this address.
+        self.keys = torch.zeros(len(self.layers), dtype=torch.int64, device=self.device)
+        self.dropout_names: dict[str, str] = {}  # what masks are seeded with, by a layer's name in the base
+        for own, dropout in zip(self.layers, self.dropouts, strict=True):
+            if dropout:
+                for name, layer in own.items():
+                    self.dropout_names[name] = layer.lora_dropout[layer.active_adapters[0]].name
+
+    def are_of(self, layers: Sequence[Layers]) -> bool:
+        """Whether the stack is of these members, in this order."""
         return len(layers) == len(self.layers) and all(a is b for a, b in zip(layers, self.layers, strict=True))
 
     @torch.no_grad()
     def load(self, shapes: Sequence[tuple[int, int]]) -> None:
-        """Take over the members' weights as they are, the shapes of their rows, and what their masks are made from."""
+        """Copies the members' present weights and dropout keys. `shapes`: rows and length of each micro-batch."""
         self.shapes = shapes
         self.passes += 1
         for slots, owned in zip(self.slots, self.owned, strict=True):
@@ -84,7 +92,7 @@ class StackedAdapters:
             return
         for member, dropout in enumerate(self.dropouts):
             if dropout:
-                self.keys[member : member + 1].copy_(dropout.clock.keys(dropout.p, self.device)[0])
+                self.keys[member : member + 1].copy_(dropout.step.keys(dropout.p, self.device)[0])
 
     def adapt(self, name: str, x: torch.Tensor, product: FrozenLinear) -> torch.Tensor:
         """See `Adapters`."""
@@ -93,18 +101,19 @@ class StackedAdapters:
         return lora_linear(product, x, *self.matrices[name], self.scale, self.mask(name, x))
 
     def mask(self, layer: str, x: torch.Tensor) -> Mask:
-        """What all members' layers of that name keep of `x` [all rows, longest, in]."""
-        if layer not in self.names:
+        """Returns the dropout masks of all members' layers of that name, for `x` [all rows, longest, in]."""
+        if layer not in self.dropout_names:
             return None
-        name, (_, longest, width) = self.names[layer], x.shape
+        name, (_, longest, width) = self.dropout_names[layer], x.shape
         if x.device.type != "cpu":
-            return MaskSeeds(self.keys, self.shares, layer_number(name), longest)
-        masks = [
-            F.pad(random_mask(dropout.clock.key(name), dropout.p, (rows, length, width)), (0, 0, 0, longest - length))
-            if dropout
-            else torch.ones(rows, longest, width, dtype=torch.uint8)
-            for dropout, (rows, length) in zip(self.dropouts, self.shapes, strict=True)
-        ]
+            return MaskSeeds(self.keys, self.rates, layer_number(name), longest)
+        masks = []
+        for dropout, (rows, length) in zip(self.dropouts, self.shapes, strict=True):
+            if dropout is None:
+                masks.append(torch.ones(rows, longest, width, dtype=torch.uint8))
+                continue
+            mask = random_mask(dropout.step.key(name), dropout.p, (rows, length, width))
+            masks.append(F.pad(mask, (0, 0, 0, longest - length)))
         return torch.stack(masks).view(len(masks), -1, width)
 
     @property
@@ -112,23 +121,28 @@ class StackedAdapters:
         """The stacked matrices, A and B of each layer in turn."""
         return list(chain(*self.matrices.values()))
 
-    def gradients(self, output: torch.Tensor, whole: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
+    def gradients(self, output: torch.Tensor, grad_output: torch.Tensor, wanted: Sequence[bool]) -> Gradients:
         """See `Adapters`."""
-        return self.of_members(torch.autograd.grad(output, self.parameters, whole), wanted)
+        return self.split_gradients(torch.autograd.grad(output, self.parameters, grad_output), wanted)
 
-    def of_members(self, found: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
-        """What the wanted members' parameters have of the gradients of `parameters`."""
-        parts = iter(found)
+    def split_gradients(self, gradients: Sequence[torch.Tensor], wanted: Sequence[bool]) -> Gradients:
+        """Returns the gradients of the wanted members' own parameters, from those of `parameters`."""
+        parts = iter(gradients)
         stacked = {name: (next(parts), next(parts)) for name in self.matrices}
         return [
-            (parameter, own_part(stacked[name][which][member], parameter))
+            (parameter, unpad(stacked[name][which][member], parameter))
             for member, owned in enumerate(self.owned)
             if wanted[member]
             for parameter, name, which in owned
         ]
 
 
-def own_part(stacked: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """A matrix without the zeros that fill it up to the largest rank."""
+def active_weights(layer: Any) -> Pair | None:
+    """Returns A and B of a layer's active adapter; None if there is no layer."""
+    return None if layer is None else weights(layer, layer.active_adapters[0])
+
+
+def unpad(stacked: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Returns a member's part of a stacked matrix, without the zeros that fill it up to the largest rank."""
     rows, columns = parameter.shape
     return stacked[:rows, :columns]
