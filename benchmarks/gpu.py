@@ -1,14 +1,15 @@
-"""What LLaMA 3 8B's shapes take on one GPU: time, memory, packed sweeps, parity, evaluation, and where the time goes.
+"""LLaMA 3 8B's shapes on one GPU: speed, memory, members in lockstep, parity, evaluation, and a profile.
 
 Command: make bench-gpu, or python benchmarks/gpu.py [--rounds 2] [--only single packed …] [--tiny]
 
-The exact shapes with random weights in NF4 with double quantization, LoRA of rank 16 on all linear layers, bfloat16: no
-licence, no download, the same arithmetic. Both sides are whole trainers, medtune's and TRL's at its defaults, on the
-same rows in the same process, and take turns. Writes a section of BENCHMARKS.md; --tiny tries the script on a CPU.
+Weights are random: no licence, no download, the same arithmetic. NF4 with double quantization, LoRA of rank 16 on all
+linear layers, bfloat16. Both sides are whole trainers, medtune's and TRL's at its defaults. They take turns in one
+process, on the same rows. Writes a section of BENCHMARKS.md; --tiny tries the script on a CPU.
 """
 
 import argparse
 import logging
+import shlex
 import sys
 import tempfile
 from datetime import date
@@ -39,12 +40,12 @@ PARTS = {
 
 
 def main() -> None:
-    """Measure every part that is asked for, one after another, and write down each as soon as it is known."""
+    """Measures the chosen parts, one after another, and writes each down as soon as it is known."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--shapes", nargs="+", default=[], help="such as '1 x 512' '2 x conversations'")
-    parser.add_argument("--members", nargs="+", type=int, default=[], help="sizes of packs")
+    parser.add_argument("--members", nargs="+", type=int, default=[], help="numbers of members in lockstep")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
@@ -64,9 +65,9 @@ def main() -> None:
 
 
 def heading(bench: Bench, out: Path) -> str:
-    """Machine, versions, and what was run."""
-    words = [f"'{word}'" if " " in word else word for word in sys.argv[1:] if word not in ("--out", str(out))]
-    command = " ".join(["python benchmarks/gpu.py", *words])
+    """Returns the text that names machine, versions, and what was run."""
+    words = [word for word in sys.argv[1:] if word not in ("--out", str(out))]
+    command = f"python benchmarks/gpu.py {shlex.join(words)}"
     programs = ", ".join(f"{name} {number}" for name, number in versions(PACKAGES).items())
     device = torch.cuda.get_device_name() if bench.on_gpu else "the CPU"
     return f"""\
@@ -74,8 +75,8 @@ def heading(bench: Bench, out: Path) -> str:
 
 {bench.shape.hub_id}: random weights, NF4 with double quantization, LoRA of rank 16 on all linear layers with a dropout
 of 0.05, bfloat16, one pass per optimizer step. *Conversations* have the lengths of patients' questions with doctors'
-answers (log-normal, median 280 tokens, 95 % up to 650), the last 60 % of each taught; the other shapes are of one
-length. The plain script is TRL at its defaults; *recomputed* is gradient checkpointing, TRL's default."""
+answers (log-normal, median 280 tokens, 95 % up to 650), with a loss on the last 60 % of each. The other shapes are of
+one length. The plain script is TRL at its defaults; *recomputed* is gradient checkpointing, TRL's default."""
 
 
 if __name__ == "__main__":

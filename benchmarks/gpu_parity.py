@@ -1,4 +1,4 @@
-"""Whether packed members are what they are alone, on this GPU: losses of 20 steps, and the adapters after them."""
+"""Members in lockstep against the same runs alone, on this GPU: losses of 20 steps, and the adapters after them."""
 
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from medtune.config.schema import RunConfig
 from medtune.sweep.lockstep import LockstepGroup, LockstepHandle
 
 STEPS = 20
-# Different in everything that matters to a pass; dropout on, two passes a step.
+# They differ in everything that matters to a pass; dropout is on, and a step has two passes.
 MEMBERS = [
     ["lora.r=4", "seed=1", "lora.lora_dropout=0.1"],
     ["lora.r=8", "trainer.learning_rate=5e-4", "trainer.weight_decay=0.1", "seed=2"],
@@ -25,34 +25,34 @@ MEMBERS = [
 
 @dataclass
 class Trained:
-    """What came of a member: the loss of every step, and its adapter."""
+    """The result of a member: the loss of every step, and its adapter."""
 
     losses: list[float] = field(default_factory=list)
     adapter: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def parity(bench: Bench) -> str:
-    """The large model as it is trained, then the tiny one in float32."""
+    """Compares on the large model as it is trained, then on the tiny one in float32."""
     exact = bench.run("model=tiny_random", "model.dtype=float32", "quantization=none")
     rows = []
-    for said, base, words in (
+    for label, base, words in (
         (f"{bench.shape.hub_id}, NF4, bfloat16", bench.base("medtune"), []),
         ("tiny, float32", bench.load(exact.model, None), ["model=tiny_random", "model.dtype=float32"]),
     ):
         bench.bases["parity"] = base
         common = [*words, "trainer.gradient_accumulation_steps=2"]
         runs = [bench.run(*common, *member) for member in MEMBERS]
-        alone = [finished(bench, run, None) for run in runs]
+        alone = [train_one(bench, run, None) for run in runs]
         for recomputed in (False, True):
-            together = train_together(bench, base, runs, recomputed)
+            together = train_in_lockstep(bench, base, runs, recomputed)
             kept = "recomputed" if recomputed else "kept"
-            rows.append([said, f"packed, activations {kept}", *apart(alone, together)])
+            rows.append([label, f"in lockstep, activations {kept}", *differences(alone, together)])
             print(*rows[-1], flush=True)
-        rows.append([said, "the first alone, once more", *apart(alone[:1], [finished(bench, runs[0], None)])])
+        rows.append([label, "the first alone, once more", *differences(alone[:1], [train_one(bench, runs[0], None)])])
         print(*rows[-1], flush=True)
     return "\n\n".join(
         [
-            "### Packed members beside themselves alone",
+            "### Members in lockstep beside themselves alone",
             table(["base", "against each of four members alone", "losses", "adapter"], rows),
             f"Largest relative difference of a loss in {STEPS} steps, and of an adapter's tensor (norm of the "
             "difference over the norm). Ranks, targets, rates, schedules, clipping, decay and seeds differ.",
@@ -60,24 +60,24 @@ def parity(bench: Bench) -> str:
     )
 
 
-def train_together(bench: Bench, base: PreTrainedModel, runs: list[RunConfig], checkpointing: bool) -> list[Trained]:
-    """Train all members in one pack."""
+def train_in_lockstep(bench: Bench, base: PreTrainedModel, runs: list[RunConfig], checkpointing: bool) -> list[Trained]:
+    """Trains all members together."""
     bench.collect()
-    found: list[Trained | None] = [None] * len(runs)
+    results: list[Trained | None] = [None] * len(runs)
     waiting = deque(enumerate(runs))
 
     def next_job() -> Callable[[LockstepHandle], None] | None:
         if not waiting:
             return None
-        place, run = waiting.popleft()
-        return lambda lane: void(found.__setitem__(place, finished(bench, run, lane)))
+        index, run = waiting.popleft()
+        return lambda handle: void(results.__setitem__(index, train_one(bench, run, handle)))
 
     LockstepGroup(base, len(runs), checkpointing, bench.attention, bench.longest(None)).run(next_job)
-    return [trained for trained in found if trained]
+    return [trained for trained in results if trained]
 
 
-def finished(bench: Bench, run: RunConfig, handle: LockstepHandle | None) -> Trained:
-    """What came of a run on the base called parity."""
+def train_one(bench: Bench, run: RunConfig, handle: LockstepHandle | None) -> Trained:
+    """Trains a run on the base called parity."""
     watch = Stopwatch(bench, STEPS - WARM_UP)
     trainer = bench.ours(run, None, watch, handle, "parity")
     trainer.train()
@@ -85,14 +85,10 @@ def finished(bench: Bench, run: RunConfig, handle: LockstepHandle | None) -> Tra
     return Trained(watch.losses, {name: weight.detach().cpu().clone() for name, weight in trained})
 
 
-def apart(ours: list[Trained], theirs: list[Trained]) -> list[str]:
-    """The largest relative differences of losses and adapters."""
-    losses = max(
-        abs(a - b) / abs(a) for x, y in zip(ours, theirs, strict=True) for a, b in zip(x.losses, y.losses, strict=True)
-    )
-    adapters = max(
-        ((x.adapter[name] - y.adapter[name]).norm() / x.adapter[name].norm()).item()
-        for x, y in zip(ours, theirs, strict=True)
-        for name in x.adapter
-    )
-    return [f"{losses:.1e}", f"{adapters:.1e}"]
+def differences(ours: list[Trained], theirs: list[Trained]) -> list[str]:
+    """Returns the largest relative differences of losses and of adapters."""
+    of_losses, of_adapters = list[float](), list[float]()
+    for x, y in zip(ours, theirs, strict=True):
+        of_losses += [abs(a - b) / abs(a) for a, b in zip(x.losses, y.losses, strict=True)]
+        of_adapters += [float((a - y.adapter[name]).norm() / a.norm()) for name, a in x.adapter.items()]
+    return [f"{max(of_losses):.1e}", f"{max(of_adapters):.1e}"]

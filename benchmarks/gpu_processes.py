@@ -22,15 +22,15 @@ STEPS, ACCUMULATION = 10, 4
 
 
 def processes(bench: Bench) -> str:
-    """Seconds from the first process's start to the last one's end."""
+    """Measures the seconds from the first process's start to the last one's end."""
     bench.release()
     weights, rows = bench.folder / "weights", bench.folder / "rows.json"
     save_weights(bench, weights)
     write_rows(bench, rows)
-    each = measure(plain(bench, weights, rows, RANKS[0]))
+    each = seconds_of(plain_command(bench, weights, rows, RANKS[0]))
     lines = [["plain script, one member", f"{each:.1f}" if each else "failed", "1.00"]]
     for members in bench.members or (4, 8):
-        value = measure(medtune(bench, weights, members // len(RANKS)))
+        value = seconds_of(medtune_command(bench, weights, members // len(RANKS)))
         times = f"{members * each / value:.2f}" if value and each else "-"
         lines.append([f"medtune.train -m, {members} members", f"{value:.1f}" if value else "failed", times])
         print(*lines, sep="\n", flush=True)
@@ -39,14 +39,14 @@ def processes(bench: Bench) -> str:
             "### A sweep as whole processes",
             table(["", "seconds", "times as fast as plain scripts for as many"], lines),
             f"Import, loading and quantizing 16 GB of weights from the disk's cache, {STEPS} steps of {ACCUMULATION} "
-            "passes of one conversation (the bundled ones), an evaluation, saving. medtune also measures the untuned "
-            "base, and loads each adapter again to compare it. Several plain scripts count as as many times one.",
+            "passes of one conversation (the bundled ones), an evaluation, saving. medtune also evaluates the base "
+            "model, and loads each adapter again to compare it. Several plain scripts count as many times one.",
         ]
     )
 
 
 def save_weights(bench: Bench, folder: Path) -> None:
-    """A folder as a user would have it: bfloat16 weights and a tokenizer."""
+    """Saves a folder as a user would have it: bfloat16 weights and a tokenizer."""
     torch.set_default_dtype(torch.bfloat16)
     with bench.device:
         net = LlamaForCausalLM(random_config(bench.shape, bench.tokenizer))
@@ -58,23 +58,23 @@ def save_weights(bench: Bench, folder: Path) -> None:
 
 
 def write_rows(bench: Bench, path: Path) -> None:
-    """The plain script's rows: medtune's tokens and labels of the bundled conversations."""
+    """Writes the plain script's rows: medtune's tokens and labels of the bundled conversations."""
     run = bench.run("trainer.max_length=1024")
     tokens = tokenize(bench.tokenizer, prepare(run.data), run.trainer.max_length)
     splits = {name: getattr(tokens, name).select_columns(["input_ids", "labels"]) for name in ("train", "validation")}
     path.write_text(json.dumps({name: split.to_list() for name, split in splits.items()}), encoding="utf-8")
 
 
-def plain(bench: Bench, weights: Path, rows: Path, r: int) -> list[str]:
-    """The plain script's command for one member."""
+def plain_command(bench: Bench, weights: Path, rows: Path, r: int) -> list[str]:
+    """Returns the plain script's command for one member."""
     words = {"--model": weights, "--rows": rows, "--out": bench.folder / f"plain-{r}", "--r": r}
     words |= {"--learning-rate": RATES[0], "--steps": STEPS, "--rows-per-pass": 1, "--accumulation": ACCUMULATION}
-    script = str(ROOT / "tests" / "bench" / "plain.py")
+    script = str(ROOT / "benchmarks" / "plain.py")
     return [sys.executable, script, *(str(word) for pair in words.items() for word in pair)]
 
 
-def medtune(bench: Bench, weights: Path, rates: int) -> list[str]:
-    """medtune's command for a sweep of both ranks and some rates."""
+def medtune_command(bench: Bench, weights: Path, rates: int) -> list[str]:
+    """Returns medtune's command for a sweep of both ranks and some learning rates."""
     swept = [f"lora.r={','.join(map(str, RANKS))}", f"trainer.learning_rate={','.join(RATES[:rates])}"]
     where = [f"hydra.sweep.dir={bench.folder / f'medtune-{rates}'}", "-m"]
     return [
@@ -86,11 +86,11 @@ def medtune(bench: Bench, weights: Path, rates: int) -> list[str]:
     ]  # fmt: skip
 
 
-def measure(command: list[str]) -> float | None:
-    """Seconds that a process takes; None if it fails."""
+def seconds_of(command: list[str]) -> float | None:
+    """Returns the seconds that a process takes; None if it fails."""
     began = time.monotonic()
-    words = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(command, capture_output=True, text=True, env=words, cwd=ROOT)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     if process.returncode:
         print(process.stdout[-2000:], process.stderr[-2000:], flush=True)
         return None

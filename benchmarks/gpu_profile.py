@@ -15,9 +15,9 @@ from medtune.config.schema import RunConfig
 SHAPES = [Shape(1, 512), Shape(4, 512), Shape(4, 2048)]
 STEPS = 3
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm_", "aten::matmul", "aten::linear")
-OF_KERNELS = ("Adapted", "SwiGLU", "Rotary")  # operations whose own time on the GPU is that of these
+OF_KERNELS = ("LoraFunction", "SwiGLU", "Rotary")  # operations whose own time on the GPU is that of `KERNELS`
 KERNELS = {
-    "unpack_block": "unpacking 4-bit weights",
+    "dequantize_block": "dequantizing 4-bit weights",
     "drop_block": "dropout",
     "multiply_tile": "dropout and LoRA's first product",
     "differentiate_tile": "dropout and LoRA's first product",
@@ -46,7 +46,7 @@ class Profiled(TrainerCallback):
 
 
 def profile(bench: Bench) -> str:
-    """Milliseconds of the GPU in each kind of operation, of a step, beside what a step takes and the least it could."""
+    """Measures a step's GPU milliseconds in each kind of operation, beside the whole step and the least by roofline."""
     found: dict[str, Counter[str]] = {}
     whole, least = dict[str, float](), dict[str, float]()
     flops, bandwidth = ceilings(bench)
@@ -55,7 +55,9 @@ def profile(bench: Bench) -> str:
         rate, _ = speed_of(bench, "medtune", run, shape)
         tokens = shape.rows * (shape.length or 0)
         whole[str(shape)] = 1e3 * tokens / rate
-        least[str(shape)] = 1e3 * (tokens * flops_per_token(bench, shape) / flops + unpacked_bytes(bench) / bandwidth)
+        least[str(shape)] = 1e3 * (
+            tokens * flops_per_token(bench, shape) / flops + dequantizing_bytes(bench) / bandwidth
+        )
         found[str(shape)] = spent_in(bench, run, shape)
         print(shape, whole[str(shape)], least[str(shape)], dict(found[str(shape)]), flush=True)
     kinds = sorted({kind for spent in found.values() for kind in spent}, key=lambda k: -found[list(found)[-1]][k])
@@ -68,17 +70,17 @@ def profile(bench: Bench) -> str:
             "### Where the GPU's time goes",
             table(["milliseconds a step", *found], rows),
             "The GPU's work is that of the same step launched kernel by kernel, under the profiler. The least: the "
-            f"model's FLOPs at {flops / 1e12:,.0f} TFLOP/s and two times unpacking all weights at "
+            f"model's FLOPs at {flops / 1e12:,.0f} TFLOP/s and dequantizing all weights twice at "
             f"{bandwidth / 1e12:.1f} TB/s, as measured here (products of 8,192 x 8,192 numbers, a copy of 2 GB).",
         ]
     )
 
 
 def spent_in(bench: Bench, run: RunConfig, shape: Shape) -> Counter[str]:
-    """Milliseconds of the GPU in each kind of operation, of a step that is not recorded."""
+    """Returns the GPU milliseconds in each kind of operation, of a step that is not captured."""
     bench.collect()
     watch, profiled = Stopwatch(bench, STEPS), Profiled(bench)
-    trainer = bench.ours(run, shape.length, watch, captured=False)  # a replayed kernel is no operation's
+    trainer = bench.ours(run, shape.length, watch, captured=False)  # a replayed kernel belongs to no operation
     trainer.add_callback(profiled)
     trainer.train()
     spent: Counter[str] = Counter()
@@ -86,14 +88,14 @@ def spent_in(bench: Bench, run: RunConfig, shape: Shape) -> Counter[str]:
         if event.device_type == DeviceType.CPU:
             kind = None if event.key.startswith(OF_KERNELS) else kind_of(event.key, event.input_shapes, run, bench)
         else:
-            kind = KERNELS.get(event.key)  # others have been counted with their operation
+            kind = KERNELS.get(event.key)  # other kernels are counted with their operation
         if kind:
             spent[kind] += event.self_device_time_total / 1e3 / STEPS
     return spent
 
 
 def ceilings(bench: Bench) -> tuple[float, float]:
-    """FLOP/s and bytes/s that this GPU reaches."""
+    """Returns the FLOP/s and bytes/s that this GPU reaches."""
     size, width = (1024, 2**20) if bench.tiny else (8192, 2**30)
     a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.ones(width, device=bench.device, dtype=torch.bfloat16)
@@ -106,17 +108,17 @@ def ceilings(bench: Bench) -> tuple[float, float]:
     return rates[0], rates[1]
 
 
-def unpacked_bytes(bench: Bench) -> float:
-    """Of reading all weights in 4 bits and writing them in 16, forward and backward."""
+def dequantizing_bytes(bench: Bench) -> float:
+    """Returns the bytes of reading all weights in 4 bits and writing them in 16, forward and backward."""
     return 2 * (0.516 + 2) * (bench.shape.parameters - bench.shape.embedding_parameters)
 
 
 def kind_of(name: str, shapes: list[list[int]], run: RunConfig, bench: Bench) -> str:
-    """What an operation is for, from its name and the sizes it works on."""
+    """Returns what an operation is for, judged by its name and the sizes it works on."""
     config = bench.base("medtune").config
     sizes = {size for shape in shapes if isinstance(shape, list) for size in shape if isinstance(size, int)}
     if "dequant" in name.lower() or "4bit" in name.lower():
-        return "unpacking 4-bit weights"
+        return "dequantizing 4-bit weights"
     if config.vocab_size in sizes:
         return "vocabulary and loss"
     if "attention" in name or "flash" in name.lower():

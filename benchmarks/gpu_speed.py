@@ -1,4 +1,4 @@
-"""How fast, and in how much memory: one run beside the plain script, members packed, evaluation and answers."""
+"""Speed and memory: one run beside the plain script, members in lockstep, evaluation and answers."""
 
 import time
 from collections import defaultdict, deque
@@ -20,7 +20,7 @@ from medtune.modeling.memory import training_bytes
 from medtune.sweep.lockstep import LockstepGroup, LockstepHandle
 
 STEPS = 6
-MEMBERS = (1, 2, 4, 8, 16)  # 1: alone, in no pack
+MEMBERS = (1, 2, 4, 8, 16)  # 1: alone
 SINGLE = [Shape(rows, length) for length in (None, 512) for rows in (1, 2, 4, 8)] + [Shape(1, 2048), Shape(4, 2048)]
 PACKED = [Shape(1, None), Shape(2, None), Shape(1, 512), Shape(2, 512)]
 TINY = [Shape(1, 32), Shape(2, None)]
@@ -28,13 +28,13 @@ FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bfloat
 
 
 def run_of(bench: Bench, shape: Shape, *words: str) -> RunConfig:
-    """A run of that shape; `trainer.max_length` is what the estimate of its memory counts with."""
+    """Returns a run of that shape; the estimate of its memory reads `trainer.max_length`."""
     rows = f"trainer.per_device_train_batch_size={shape.rows}"
     return bench.run(rows, f"trainer.max_length={max(bench.longest(shape.length), 16)}", *words)
 
 
 def single(bench: Bench) -> str:
-    """One run of both sides in every shape."""
+    """Measures one run of both sides in every shape."""
     rows = []
     for shape in bench.shapes(TINY if bench.tiny else SINGLE):
         for recomputed in (True, False):
@@ -53,7 +53,7 @@ def single(bench: Bench) -> str:
             times = f"{ours / theirs:.2f}" if theirs else "-"
             apart = max((abs(a / b - 1) for a, b in zip(losses["medtune"], losses["plain"], strict=False)), default=0)
             speeds = [f"{theirs:,.0f}", f"{ours:,.0f}", times, f"{apart:.1e}", used]
-            rows.append([shape, words, *speeds, *map(said, (peaks["plain"], peaks["medtune"]))])
+            rows.append([shape, words, *speeds, *map(format_peak, (peaks["plain"], peaks["medtune"]))])
             print(*rows[-1], flush=True)
     headers = ["rows x tokens", "activations", "plain tokens/s", "medtune tokens/s", "times plain"]
     return "\n\n".join(
@@ -63,14 +63,14 @@ def single(bench: Bench) -> str:
             f"Medians of {bench.rounds} times {STEPS} steps; tokens without padding. Losses apart: the largest "
             "relative difference of a step's loss; the sides' dropout differs. FLOP/s are those of the model, a "
             "recomputation left out, in shares of what the data sheet says. Peak: of the tensors, and (held) of what "
-            "PyTorch took for them. medtune records each shape of a pass once, which is not in the times: it took "
+            "PyTorch took for them. medtune captures each shape of a pass once, which is not in the times: it took "
             f"{median(bench.capture_seconds or [0]):.1f} s, at most {max(bench.capture_seconds or [0]):.1f} s.",
         ]
     )
 
 
 def memory(bench: Bench) -> str:
-    """What is estimated for a run of every shape before it is trained, and what it takes."""
+    """Compares the memory that is estimated for a run of every shape with what it takes."""
     rows = []
     for shape in bench.shapes(TINY if bench.tiny else SINGLE):
         for recomputed in (True, False):
@@ -91,13 +91,13 @@ def memory(bench: Bench) -> str:
     )
 
 
-def said(peak: tuple[float, float]) -> str:
-    """Gigabytes that were used, and held."""
+def format_peak(peak: tuple[float, float]) -> str:
+    """Returns the gigabytes that were used, and held, as text."""
     return f"{peak[0]:.1f} ({peak[1]:.1f})"
 
 
 def speed_of(bench: Bench, side: str, run: RunConfig, shape: Shape, steps: int = STEPS) -> tuple[float, list[float]]:
-    """Tokens per second of one side, 0 when it runs out of memory; and the loss of every step."""
+    """Returns the tokens per second of one side, 0 when it runs out of memory; and the loss of every step."""
     bench.base(side)
     bench.collect()
     watch = Stopwatch(bench, steps)
@@ -109,9 +109,9 @@ def speed_of(bench: Bench, side: str, run: RunConfig, shape: Shape, steps: int =
 
 
 def flops_per_token(bench: Bench, shape: Shape) -> float:
-    """Of the model, forward and backward to the activations: frozen weights take no gradient.
+    """Returns the model's FLOPs, forward and backward to the activations: frozen weights take no gradient.
 
-    2 for each weight forward and 2 backward, the vocabulary for taught tokens only; attention as in Korthikanti et al.
+    2 for each weight forward and 2 backward, the vocabulary for target tokens only; attention as in Korthikanti et al.
     (arXiv:2205.05198, appendix A), of which a causal mask needs half.
     """
     config, lengths = bench.base("medtune").config, [len(row["input_ids"]) for row in bench.rows(shape.length)]
@@ -122,16 +122,16 @@ def flops_per_token(bench: Bench, shape: Shape) -> float:
 
 
 def packed(bench: Bench) -> str:
-    """Members in one pass, against one after another on the same base."""
+    """Measures members in one pass, against one after another on the same base."""
     rows = []
     for shape in bench.shapes(TINY if bench.tiny else PACKED):
         alone = 0.0
         for members in bench.members or MEMBERS:
-            seconds, tokens, together, peak = pack_of(bench, shape, members)
+            seconds, tokens, together, peak = lockstep_of(bench, shape, members)
             rate = tokens / seconds
             alone = alone or rate
             count = members if together >= members else f"{members} ({together} at a time)"
-            rows.append([shape, count, f"{rate:,.0f}", f"{rate / alone:.2f}", said(peak)])
+            rows.append([shape, count, f"{rate:,.0f}", f"{rate / alone:.2f}", format_peak(peak)])
             print(*rows[-1], flush=True)
     return "\n\n".join(
         [
@@ -143,8 +143,8 @@ def packed(bench: Bench) -> str:
     )
 
 
-def pack_of(bench: Bench, shape: Shape, members: int) -> tuple[float, int, int, tuple[float, float]]:
-    """Seconds and tokens of all members' measured steps, how many went through the base at a time, peak memory."""
+def lockstep_of(bench: Bench, shape: Shape, members: int) -> tuple[float, int, int, tuple[float, float]]:
+    """Returns seconds and tokens of all members' measured steps, how many shared a pass, and the peak memory."""
     base = bench.base("medtune")
     bench.collect()
     watches = [Stopwatch(bench, STEPS) for _ in range(members)]
@@ -153,27 +153,27 @@ def pack_of(bench: Bench, shape: Shape, members: int) -> tuple[float, int, int, 
     if members == 1:
         bench.ours(runs[0], shape.length, watches[0]).train()
     else:
-        pack = LockstepGroup(base, members, False, bench.attention, bench.longest(shape.length))
+        group = LockstepGroup(base, members, False, bench.attention, bench.longest(shape.length))
         waiting = deque(watches)
 
         def next_job() -> Callable[[LockstepHandle], None] | None:
             if not runs:
                 return None
             run, watch = runs.popleft(), waiting.popleft()
-            return lambda lane: void(bench.ours(run, shape.length, watch, lane).train())
+            return lambda handle: void(bench.ours(run, shape.length, watch, handle).train())
 
-        pack.run(next_job)
-        together = pack.together
+        group.run(next_job)
+        together = group.together
     seconds = max(watch.ended for watch in watches) - max(watch.began for watch in watches)
     return seconds, sum(watch.tokens for watch in watches), together, bench.peak("medtune")
 
 
 def void(_: object) -> None:
-    """A job returns nothing: what it returned would hold its model."""
+    """Returns nothing: what a job returned would hold its model."""
 
 
 def evaluation(bench: Bench) -> str:
-    """Loss of 64 rows and greedy answers of 32 tokens, in batches of 8 and 32."""
+    """Measures the loss of 64 rows and greedy answers of 32 tokens, in batches of 8 and 32."""
     tuned = adapter.add_lora(share_weights(bench.base("medtune")), bench.run().lora, 0).eval()
     rows, longest = bench.rows(None)[:64], 8 if bench.tiny else 32
     ids, labels = ([row[name] for row in rows] for name in ("input_ids", "labels"))
@@ -204,7 +204,7 @@ def evaluation(bench: Bench) -> str:
 
 
 def timed(bench: Bench, work: Callable[[], object]) -> float:
-    """Seconds that it takes, the GPU's work included."""
+    """Returns the seconds that `work` takes, the GPU's part included."""
     bench.synchronize()
     began = time.monotonic()
     work()
@@ -213,7 +213,7 @@ def timed(bench: Bench, work: Callable[[], object]) -> float:
 
 
 def generate(bench: Bench, tuned: PeftModel, prompts: list[list[int]], longest: int) -> None:
-    """transformers' own greedy answers of `longest` tokens to prompts, padded on the left."""
+    """Runs transformers' own greedy generation of `longest` tokens; prompts are padded on the left."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts], device=bench.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=bench.device)

@@ -35,15 +35,15 @@ from medtune.sweep.lockstep import LockstepHandle
 from medtune.training.trainer import AdapterTrainer, TrainingData, build_trainer
 
 MODELS = {"8B": "llama3_8b_random", "tiny": "tiny_random"}
-UNTAUGHT = 0.4  # share of a row that is the patient's
+QUESTION_SHARE = 0.4  # of a row's tokens, without a loss
 WARM_UP = 2  # steps
-MANY = 100_000  # steps that are never reached: nothing is saved or evaluated in between
-ONE = Likelihood(*(np.ones(1) for _ in range(3)))  # of an untuned base that is not measured
+NEVER = 100_000  # a step that no run reaches: nothing is saved or evaluated before it
+BASELINE = Likelihood(*(np.ones(1) for _ in range(3)))  # a stand-in: the base model is not evaluated
 
 
 @dataclass
 class Shape:
-    """Rows of a micro-batch, and their length in tokens; None: as conversations have it."""
+    """Rows of a micro-batch, and their length in tokens; None: the lengths of conversations."""
 
     rows: int
     length: int | None
@@ -53,13 +53,13 @@ class Shape:
 
 
 class Bench:
-    """The bases that are measured, and runs on them."""
+    """The base models that are measured, and runs on them."""
 
     def __init__(
         self, name: str, folder: Path, rounds: int, only: Sequence[str] = (), members: Sequence[int] = ()
     ) -> None:
         self.rounds = rounds  # the sides in one order, then in the other
-        self.only, self.members = only, members  # shapes and sizes of packs that are asked for; none: all
+        self.only, self.members = only, members  # chosen shapes and numbers of members; none: all
         silence_libraries()
         register()
         self.name, self.folder = name, folder
@@ -71,24 +71,24 @@ class Bench:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.shape)
         self.bases: dict[str, PreTrainedModel] = {}
         self.footprint: dict[str, int] = {}
-        self.capture_seconds: list[float] = []  # seconds that a shape took
+        self.capture_seconds: list[float] = []  # of each shape
 
     def run(self, *words: str) -> RunConfig:
-        """The run that these overrides give, of one pass a step."""
+        """Returns the run that these overrides give, of one pass a step."""
         common = [
             f"model={self.name}", "lora=all_linear", "trainer.optim=adamw_torch_fused", "trainer.max_length=2048",
-            f"trainer.max_steps={MANY}", f"eval.every={MANY}", "trainer.gradient_accumulation_steps=1",
+            f"trainer.max_steps={NEVER}", f"eval.every={NEVER}", "trainer.gradient_accumulation_steps=1",
             "trainer.warmup_ratio=0", "trainer.learning_rate=2e-4", "wandb=disabled",
         ]  # fmt: skip
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return build_config(hydra.compose("train", [*common, *words]), RunConfig)
 
     def shapes(self, known: Sequence[Shape]) -> list[Shape]:
-        """Those that are asked for."""
+        """Returns the shapes that were chosen."""
         return [shape for shape in known if not self.only or str(shape) in self.only]
 
     def base(self, side: str) -> PreTrainedModel:
-        """A base of that side's own, loaded once: neither trainer meets what the other did to it."""
+        """Returns a side's own base model, loaded once: neither trainer sees what the other did to it."""
         if side not in self.bases:
             before = self.allocated()
             run = self.run()
@@ -97,54 +97,57 @@ class Bench:
         return self.bases[side]
 
     def load(self, shape: Model, quantization: Quantization | None) -> PreTrainedModel:
-        """A frozen base."""
+        """Returns a frozen base model."""
         return model.load_base(shape, quantization, self.tokenizer, self.device)
 
     def release(self) -> None:
-        """Give back what was loaded."""
+        """Frees the base models."""
         self.bases.clear()
         self.collect()
 
     def collect(self) -> None:
-        """Free what nobody holds any more."""
+        """Frees unused memory, and starts a new peak."""
         free_memory()
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
 
     def allocated(self) -> int:
-        """Bytes of tensors on the GPU."""
+        """Returns the bytes of tensors on the GPU."""
         return torch.cuda.memory_allocated() if self.on_gpu else 0
 
     def peak(self, side: str) -> tuple[float, float]:
-        """The most gigabytes that were used, and that PyTorch held, since the last `collect`; without the other sides'
-        bases."""
+        """Returns the most gigabytes that tensors took, and that PyTorch held, since the last `collect`.
+
+        The base models of other sides are left out.
+        """
         others = sum(size for name, size in self.footprint.items() if name != side and name in self.bases)
         if not self.on_gpu:
             return 0.0, 0.0
         return (torch.cuda.max_memory_allocated() - others) / 1e9, (torch.cuda.max_memory_reserved() - others) / 1e9
 
     def synchronize(self) -> None:
-        """Wait for the GPU."""
+        """Waits for the GPU."""
         if self.on_gpu:
             torch.cuda.synchronize()
 
     @cache  # noqa: B019  # there is one bench
     def rows(self, length: int | None, count: int = 128) -> list[dict[str, list[int]]]:
-        """Rows of random token ids with their labels. The lengths of conversations are those of HealthCareMagic's."""
+        """Returns rows of random token ids with their labels. Conversations have the lengths of HealthCareMagic's."""
         generator = np.random.default_rng(0)
         lengths = np.exp(generator.normal(5.63, 0.52, count)).clip(64, 1024).astype(int) if length is None else None
         if self.tiny:
             lengths, count = generator.integers(16, 33, 64), 64
         vocabulary = len(self.tokenizer)
         rows = []
-        for place in range(count):
-            ids = generator.integers(10, vocabulary, int(lengths[place]) if lengths is not None else length).tolist()
-            asked = int(UNTAUGHT * len(ids))
-            rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * asked + ids[asked:]})
+        for index in range(count):
+            size = length if lengths is None else int(lengths[index])
+            ids = generator.integers(10, vocabulary, size).tolist()
+            question = int(QUESTION_SHARE * len(ids))
+            rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * question + ids[question:]})
         return rows
 
     def longest(self, length: int | None) -> int:
-        """Of the rows, in tokens."""
+        """Returns the length in tokens of the longest row."""
         return max(len(row["input_ids"]) for row in self.rows(length))
 
     def ours(
@@ -156,7 +159,7 @@ class Bench:
         side: str = "medtune",
         captured: bool = True,
     ) -> AdapterTrainer:
-        """medtune's trainer of a run, alone on a side's base or in a pack."""
+        """Returns medtune's trainer of a run, alone on a side's base or in lockstep."""
         checkpointing = bool(run.trainer.gradient_checkpointing)
         if handle is None and self.on_gpu:
             handle = ExclusiveHandle(self.base(side), checkpointing, self.attention, self.longest(length))
@@ -168,7 +171,7 @@ class Bench:
         settings = replace(run.trainer, gradient_checkpointing=checkpointing)
         run = replace(run, trainer=settings)
         tokens, folder = TokenizedSplits(rows, few, few, [], []), self.folder / "ours"
-        trainer = build_trainer(tuned, TrainingData(self.tokenizer, tokens, ONE), run, folder, [watch])
+        trainer = build_trainer(tuned, TrainingData(self.tokenizer, tokens, BASELINE), run, folder, [watch])
         if handle:
             trainer.handle = handle
             backbone = handle.backbone if isinstance(handle, ExclusiveHandle) else handle.pack.backbone
@@ -177,7 +180,7 @@ class Bench:
         return trainer
 
     def capture(self, backbone: Backbone, length: int | None) -> None:
-        """Record every shape that can come, which a long run has behind it after its first minute."""
+        """Captures every shape that the rows have; a long run has done so in its first minute."""
         if backbone.captured:
             count, _ = next(iter(backbone.captured.passes))
             for filled in sorted({bucket(len(row["input_ids"])) for row in self.rows(length)}, reverse=True):
@@ -187,7 +190,7 @@ class Bench:
                     self.capture_seconds.append(time.monotonic() - began)
 
     def plain(self, run: RunConfig, length: int | None, watch: "Stopwatch") -> SFTTrainer:
-        """TRL's trainer of the same run; what the run leaves open is as TRL has it."""
+        """Returns TRL's trainer of the same run; what the run leaves open has TRL's defaults."""
         set_seed(run.seed)
         rows, config = self.rows(length), run.trainer
         trainer = plain_trainer(
@@ -197,7 +200,7 @@ class Bench:
             run.lora.r,
             run.lora.lora_dropout,
             output_dir=str(self.folder / "plain"),
-            max_steps=MANY,
+            max_steps=NEVER,
             learning_rate=config.learning_rate,
             warmup_steps=config.warmup_ratio,
             per_device_train_batch_size=config.per_device_train_batch_size,
@@ -212,17 +215,17 @@ class Bench:
 
 
 class Stopwatch(TrainerCallback):
-    """Times the steps after the warm-up, counts their tokens, and ends training then; nothing is saved."""
+    """Times the steps after the warm-up, counts their tokens, and ends training. Nothing is saved."""
 
     def __init__(self, bench: Bench, steps: int) -> None:
         self.bench, self.steps = bench, steps
-        self.before: Callable[[], None] = lambda: None  # what is done between the warm-up and the measurement
+        self.before: Callable[[], None] = lambda: None  # runs between the warm-up and the measurement
         self.began = self.ended = 0.0
         self.passed: list[torch.Tensor] = []  # tokens of every micro-batch, padding left out
         self.losses: list[float] = []
 
     def watch(self, trainer: SFTTrainer) -> None:
-        """Count what passes through a trainer."""
+        """Counts the tokens of a trainer's micro-batches."""
         step = trainer.training_step
 
         def training_step(net: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
@@ -232,7 +235,7 @@ class Stopwatch(TrainerCallback):
         trainer.training_step = training_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called by the trainer. Only at the first and the last measured step the GPU is waited for."""
+        """Reads the clock. Synchronizes with the GPU only before the first and after the last measured step."""
         if state.global_step == WARM_UP:
             self.before()
             self.bench.synchronize()
@@ -243,11 +246,11 @@ class Stopwatch(TrainerCallback):
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Called by the trainer with a step's loss."""
+        """Keeps a step's loss."""
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
 
     @property
     def tokens(self) -> int:
-        """Of the measured steps."""
+        """Returns the tokens of the measured steps."""
         return int(sum(self.passed[WARM_UP * len(self.passed) // (WARM_UP + self.steps) :]))

@@ -1,4 +1,4 @@
-"""The frozen base and its adapters.
+"""The frozen base model and its adapters.
 
 It knows no data set and no result folder.
 """

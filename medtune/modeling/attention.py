@@ -10,31 +10,35 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from medtune.config.enums import Attention
 from medtune.config.schema import Model
 
-CAUSAL = "medtune_causal"  # for rows padded on the right: transformers makes no mask for a name it does not know
+# sdpa for rows padded on the right: transformers makes no mask for a kernel whose name it does not know.
+CAUSAL = "medtune_causal"
 AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+
+MAX_EAGER_LENGTH = 1024  # tokens: eager attention holds the whole attention matrix
 
 
 def eval_attention(attention: Attention) -> str:
-    """The attention kernel as transformers calls it, outside of training."""
+    """Returns transformers' name of the attention kernel outside of training."""
     return "sdpa" if attention is Attention.auto else attention.name
 
 
 def train_attention(model: Model, max_length: int, device: torch.device) -> str:
-    """The attention kernel in training: on a CPU a step with eager attention takes 0.7 of the time with sdpa.
+    """Returns transformers' name of the attention kernel in training.
 
-    It holds the whole matrix of attention, so it is left to rows of up to 1,024 tokens. On a GPU it is sdpa without a
-    mask, which has the faster kernels: rows are padded on the right, where no token looks.
+    On a CPU eager attention is faster, and serves short rows. On a GPU it is sdpa without a mask, which has the faster
+    kernels: rows are padded on the right, where no token attends.
     """
-    eager = model.attn_implementation is Attention.auto and device.type == "cpu" and max_length <= 1024
-    chosen = "eager" if eager else eval_attention(model.attn_implementation)
-    return CAUSAL if chosen == "sdpa" and device.type == "cuda" else chosen
+    short = max_length <= MAX_EAGER_LENGTH
+    eager = model.attn_implementation is Attention.auto and device.type == "cpu" and short
+    kernel = "eager" if eager else eval_attention(model.attn_implementation)
+    return CAUSAL if kernel == "sdpa" and device.type == "cuda" else kernel
 
 
 @contextmanager
-def use_attention(base: PreTrainedModel, with_kernel: str) -> Iterator[None]:
-    """Another attention kernel, while it lasts; it is looked up at every forward pass, also at a recomputed one."""
+def use_attention(base: PreTrainedModel, kernel: str) -> Iterator[None]:
+    """Uses another attention kernel for a while. Every forward pass looks it up, a recomputed one too."""
     before = base.config._attn_implementation
-    base.config._attn_implementation = with_kernel
+    base.config._attn_implementation = kernel
     try:
         yield
     finally:

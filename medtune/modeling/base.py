@@ -1,4 +1,4 @@
-"""conf/model + conf/quantization -> tokenizer and frozen base, ready for an adapter."""
+"""conf/model + conf/quantization -> the frozen base model, ready for an adapter."""
 
 import logging
 from typing import Any
@@ -28,32 +28,17 @@ log = logging.getLogger(__name__)
 def load_base(
     model: Model, quantization: Quantization | None, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> PreTrainedModel:
-    """Load the base, quantized and frozen, on `device`.
+    """Loads the base model, quantized and frozen, on `device`.
 
-    Its generation stops at any of `model.stop_tokens`, and its name is the hub id, whatever folder it came from.
-    Raises `UserError` when the weights cannot be had, or the attention kernel is not installed.
+    Generation stops at any of `model.stop_tokens`. Its name is the hub id, whatever folder it was loaded from.
+    Raises `UserError` when the weights cannot be loaded, or the attention kernel is not installed.
     """
     if model.attn_implementation is Attention.flash_attention_2 and not is_flash_attn_2_available():
         raise UserError(
             "model.attn_implementation=flash_attention_2 needs a GPU and the package flash-attn: choose sdpa"
         )
     dtype = dtype_for(model, device)
-    wanted: dict[str, Any] = {
-        "dtype": dtype,
-        "quantization_config": quantization_config(quantization, dtype),
-        "attn_implementation": eval_attention(model.attn_implementation),
-        "device_map": {"": device},
-        "trust_remote_code": False,
-    }
-    if model.weights is Weights.random:
-        config = random_config(model, tokenizer)
-        weights: Any = random_weights(config, dtype, device)
-        base = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, **wanted)
-    else:
-        source = resolve_weights(model)
-        base = with_hub_errors(
-            model, lambda: AutoModelForCausalLM.from_pretrained(source, revision=model.revision, **wanted)
-        )
+    base = load_weights(model, quantization, tokenizer, device, dtype)
     base.requires_grad_(False)
     place_8bit_states(base)
     keep_gradients_after_evaluation(base)
@@ -74,8 +59,33 @@ def load_base(
     return base
 
 
+def load_weights(
+    model: Model,
+    quantization: Quantization | None,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """Returns the base model as transformers loads it: quantized, on `device`."""
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "quantization_config": quantization_config(quantization, dtype),
+        "attn_implementation": eval_attention(model.attn_implementation),
+        "device_map": {"": device},
+        "trust_remote_code": False,
+    }
+    if model.weights is Weights.random:
+        config = random_config(model, tokenizer)
+        weights: Any = random_weights(config, dtype, device)
+        return LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, **options)
+    source = resolve_weights(model)
+    return with_hub_errors(
+        model, lambda: AutoModelForCausalLM.from_pretrained(source, revision=model.revision, **options)
+    )
+
+
 def device_for(model: Model) -> torch.device:
-    """The first GPU, or the CPU. Raises `UserError` for a model that needs a GPU where there is none."""
+    """Returns the first GPU, or the CPU. Raises `UserError` for a model that needs a GPU where there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     if model.needs_gpu:
@@ -87,7 +97,7 @@ def device_for(model: Model) -> torch.device:
 
 
 def dtype_for(model: Model, device: torch.device) -> torch.dtype:
-    """`model.dtype` as a torch dtype; `auto` is bfloat16, or float16 on a GPU without it.
+    """Returns `model.dtype` as a torch dtype; `auto` is bfloat16, or float16 on a GPU without it.
 
     Raises `UserError` for float16 on a CPU.
     """
@@ -101,7 +111,7 @@ def dtype_for(model: Model, device: torch.device) -> torch.dtype:
 
 
 def require_context(base: PreTrainedModel, max_length: int) -> None:
-    """Raises `UserError` when conversations may be longer than the positions that the base was trained for."""
+    """Raises `UserError` when conversations may be longer than the context that the base model was trained for."""
     context = base.config.max_position_embeddings
     if max_length > context:
         raise UserError(
@@ -110,7 +120,7 @@ def require_context(base: PreTrainedModel, max_length: int) -> None:
 
 
 def quantization_config(quantization: Quantization | None, dtype: torch.dtype) -> Any:
-    """The `BitsAndBytesConfig` of a quantization, or None. https://huggingface.co/docs/bitsandbytes"""
+    """Returns the `BitsAndBytesConfig` of a quantization (https://huggingface.co/docs/bitsandbytes), or None."""
     if quantization is None:
         return None
     if quantization.type is QuantizationType.int8:

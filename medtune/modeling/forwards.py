@@ -1,7 +1,9 @@
 """The one place where the `forward` of a module is replaced, and the answer to "which forward runs here?".
 
-A replaced forward is a plain attribute of the module. The module remembers the names of all that were put on it, in
-their order; views that share its weights remember their own.
+A replaced forward is a plain attribute of the module: calling it costs nothing more. The module keeps the names of all
+its replacements, in their order; views that share its weights keep their own.
+
+`print(describe_forwards(model))` shows them for a loaded model. Every run writes this table to its train.log.
 """
 
 from collections import Counter

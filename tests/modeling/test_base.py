@@ -1,4 +1,4 @@
-"""Where weights come from, how they are stored, and what is said when they cannot be had."""
+"""Where weights come from, how they are stored, and the errors when they cannot be loaded."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +14,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from helpers import compose
 from medtune.config.schema import RunConfig
 from medtune.modeling import base as model
-from medtune.modeling import memory, weights
-from medtune.modeling import quantized as frozen
+from medtune.modeling import memory, quantized, weights
 from medtune.modeling.attention import CAUSAL
 from medtune.modeling.frozen_base import cache_matches, checksums, fingerprint
 from medtune.modeling.memory import require_memory, weight_bytes
@@ -46,7 +45,7 @@ def test_quantization_is_what_the_configuration_says(tiny_run: Compose, quantiza
         assert not any(m.support_avx512bf16_for_cpu for m in base.modules() if isinstance(m, Linear4bit))
 
 
-def test_tokens_that_end_and_fill(tiny_run: Compose) -> None:
+def test_stop_and_padding_tokens(tiny_run: Compose) -> None:
     run = tiny_run()
     tokenizer = load_tokenizer(run.model)
     base = model.load_base(run.model, run.quantization, tokenizer, CPU)
@@ -93,7 +92,7 @@ def hub_error(kind: type) -> Exception:
         (LocalEntryNotFoundError("no network"), "cannot be fetched from the Hugging Face Hub: check the network"),
     ],
 )
-def test_hub_models_that_cannot_be_had(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_models_that_cannot_be_loaded(error: Exception, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         if isinstance(error, LocalEntryNotFoundError):  # as transformers wraps it
             raise OSError("cannot load") from error
@@ -138,18 +137,18 @@ def test_the_embedded_model_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["nf4", "fp4"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_unpacked_weights_compute_the_same_to_the_bit(
+def test_cached_weights_compute_the_same_to_the_bit(
     tiny_run: Compose, quantization: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tiny_run(f"quantization={quantization}", f"model.dtype={dtype}")
     tokenizer = load_tokenizer(run.model)
-    unpacked = model.load_base(run.model, run.quantization, tokenizer, CPU)
-    monkeypatch.setattr(frozen.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
-    packed = model.load_base(run.model, run.quantization, tokenizer, CPU)
-    held = [
-        [frozen.cached_weight(layer) is not None for layer in frozen.four_bit_layers(net)] for net in (unpacked, packed)
-    ]
-    assert all(held[0]) and not any(held[1]) and len(held[0]) == len(held[1]) == 14
+    cached = model.load_base(run.model, run.quantization, tokenizer, CPU)
+    monkeypatch.setattr(quantized.psutil, "virtual_memory", lambda: SimpleNamespace(available=1))
+    plain = model.load_base(run.model, run.quantization, tokenizer, CPU)
+    layers = [quantized.four_bit_layers(net) for net in (cached, plain)]
+    assert len(layers[0]) == len(layers[1]) == 14
+    assert all(quantized.cached_weight(layer) is not None for layer in layers[0])
+    assert all(quantized.cached_weight(layer) is None for layer in layers[1])
 
     def outcome(net: PreTrainedModel) -> list[torch.Tensor]:
         embedded = net.get_input_embeddings()(torch.tensor([[5, 6, 7, 8]])).detach().requires_grad_()
@@ -158,16 +157,16 @@ def test_unpacked_weights_compute_the_same_to_the_bit(
         assert embedded.grad is not None
         return [logits, embedded.grad]
 
-    assert all(torch.equal(a, b) for a, b in zip(outcome(unpacked), outcome(packed.train()), strict=True))
-    assert cache_matches(unpacked) and cache_matches(packed)
-    sums = checksums(packed)
-    assert all(map(torch.equal, sums, checksums(packed)))
-    frozen.four_bit_layers(packed)[3].weight.data.view(-1)[5] ^= 1
-    assert sum(not torch.equal(*pair) for pair in zip(sums, checksums(packed), strict=True)) == 2
-    changed = frozen.cached_weight(frozen.four_bit_layers(unpacked)[3])
+    assert all(torch.equal(a, b) for a, b in zip(outcome(cached), outcome(plain.train()), strict=True))
+    assert cache_matches(cached) and cache_matches(plain)
+    sums = checksums(plain)
+    assert all(map(torch.equal, sums, checksums(plain)))
+    quantized.four_bit_layers(plain)[3].weight.data.view(-1)[5] ^= 1
+    assert sum(not torch.equal(*pair) for pair in zip(sums, checksums(plain), strict=True)) == 2
+    changed = quantized.cached_weight(quantized.four_bit_layers(cached)[3])
     assert changed is not None
     changed[0, 0] += 1
-    assert not cache_matches(unpacked)
+    assert not cache_matches(cached)
 
 
 def test_the_embedded_model_in_4_bits() -> None:
@@ -222,7 +221,7 @@ def test_random_weights_are_the_same_every_time() -> None:
     tokenizer = load_tokenizer(run.model)
     first, second = (model.load_base(run.model, run.quantization, tokenizer, CPU) for _ in range(2))
     assert fingerprint(first) == fingerprint(second)
-    assert len(frozen.four_bit_layers(first)) == 14 and first.lm_head.weight is first.model.embed_tokens.weight
+    assert len(quantized.four_bit_layers(first)) == 14 and first.lm_head.weight is first.model.embed_tokens.weight
 
 
 def test_transformers_makes_no_mask_for_the_causal_kernel() -> None:

@@ -4,17 +4,21 @@ import ast
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 import medtune
 from medtune.config.schema import RunConfig
 from medtune.modeling import base as base_model
+from medtune.modeling import kernels
 from medtune.modeling.forwards import describe_forwards, forward_replaced, replace_forward, replaced_forwards
 from medtune.modeling.frozen_base import share_weights
+from medtune.modeling.fused_layers import use_fused_layers
 from medtune.modeling.lora import adapter
 from medtune.modeling.loss import add_target_loss, unwrap_peft
 from medtune.modeling.multi_lora.backbone import Backbone, proxy_base
+from medtune.modeling.multi_lora.sequential import with_product
 from medtune.modeling.tokenizer import load_tokenizer
 
 Compose = Callable[..., RunConfig]
@@ -64,15 +68,60 @@ def test_a_shared_pass_says_what_it_replaced(tiny_run: Compose) -> None:
     assert "hidden states from the shared pass" in describe_forwards(proxy_base(base, lambda batch: None))  # type: ignore
 
 
+def test_fused_layers_say_what_they_replaced(tiny_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run()
+    base = base_model.load_base(run.model, run.quantization, load_tokenizer(run.model), torch.device("cpu"))
+    monkeypatch.setattr(type(base), "device", torch.device("cuda"))  # nothing is run there
+    monkeypatch.setattr(kernels, "kernels_available", lambda: True)
+    use_fused_layers(base)
+    lines = [line.split(maxsplit=2) for line in describe_forwards(base).splitlines()]
+    kinds = {kind: (int(count), forwards) for kind, count, forwards in lines}
+    assert kinds["transformers.LlamaRMSNorm"] == (5, "its own -> fused RMSNorm")
+    assert kinds["transformers.LlamaMLP"] == (2, "its own -> fused SwiGLU")
+    assert kinds["transformers.LlamaAttention"] == (2, "its own -> fused rotary positions")
+
+
+def test_a_known_product_stands_in_for_the_base_layer_for_one_call() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = nn.Linear(2, 2)
+
+        def get_base_layer(self) -> nn.Linear:
+            return self.base
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert "its own -> known product" in describe_forwards(self)
+            return self.base(x)
+
+    layer, known = Layer(), torch.randn(1, 2)
+    assert with_product(layer, torch.ones(1, 2), known) is known
+    assert replaced_forwards(layer.base) == ()
+
+
 def test_no_other_module_replaces_a_forward() -> None:
     package = Path(medtune.__file__).parent
     found = []
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            targets = node.targets if isinstance(node, ast.Assign) else []
-            for target in targets:
-                attribute = isinstance(target, ast.Attribute) and target.attr == "forward"
-                key = isinstance(target, ast.Subscript) and ast.unparse(target.slice) == "'forward'"
-                if attribute or key:
-                    found.append(path.relative_to(package).as_posix())
+            if assigns_forward(node):
+                found.append(path.relative_to(package).as_posix())
     assert found == ["modeling/forwards.py"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["m.forward = f", "m.forward: int = f", "a, m.forward = f", "vars(m)['forward'] = f", "setattr(m, 'forward', f)"],
+)
+def test_every_way_to_replace_a_forward_is_found(line: str) -> None:
+    assert any(assigns_forward(node) for node in ast.walk(ast.parse(line)))
+
+
+def assigns_forward(node: ast.AST) -> bool:
+    """Whether a node of a syntax tree stores something as `forward` of an object."""
+    if isinstance(node, ast.Attribute):
+        return node.attr == "forward" and isinstance(node.ctx, ast.Store)
+    if isinstance(node, ast.Subscript):
+        return ast.unparse(node.slice) == "'forward'" and isinstance(node.ctx, ast.Store)
+    is_setattr = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr")
+    return is_setattr and any(ast.unparse(argument) == "'forward'" for argument in node.args)

@@ -1,4 +1,4 @@
-"""The kernels for a GPU against PyTorch's and bitsandbytes' own; where there is no GPU there is nothing to test."""
+"""The GPU kernels against PyTorch's and bitsandbytes' own. Without a GPU all are skipped."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def seeds_of(layer: int, length: int, members: slice = slice(None)) -> MaskSeeds
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of the difference over the norm."""
+    """Returns the norm of the difference over the norm."""
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
@@ -64,7 +64,7 @@ def test_few_and_many_tokens_and_a_large_rank_have_one_mask(length: int, rank: i
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_unpacked_weights_are_those_of_bitsandbytes_to_the_bit(kind: str, nested: bool, dtype: torch.dtype) -> None:
+def test_dequantized_weights_are_those_of_bitsandbytes_to_the_bit(kind: str, nested: bool, dtype: torch.dtype) -> None:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     from medtune.modeling.kernels.dequantize import dequantize_4bit_weight
@@ -110,7 +110,7 @@ def test_rotary_positions_are_llamas(heads: int, width: int, dtype: torch.dtype,
     assert distance(slope, right) < tolerance
 
 
-def test_a_replayed_pass_is_the_one_that_was_not_recorded_to_the_bit() -> None:
+def test_a_replayed_pass_equals_one_that_was_not_captured_to_the_bit() -> None:
     from medtune.modeling.multi_lora.captured import CapturedPasses
 
     weight = torch.randn(32, 32, device="cuda", requires_grad=True)
@@ -120,15 +120,15 @@ def test_a_replayed_pass_is_the_one_that_was_not_recorded_to_the_bit() -> None:
         rows = (embedding[ids] @ weight)[:, None]
         return F.scaled_dot_product_attention(rows, rows, rows, is_causal=True)[:, 0].tanh()
 
-    recordings = CapturedPasses(run, [weight], torch.device("cuda"), longest=300)
+    passes = CapturedPasses(run, [weight], torch.device("cuda"), longest=300)
     for length in (40, 300, 40, 64, 299):
         ids = torch.randint(0, 100, (3, length), device="cuda")
-        hidden = recordings.forward(ids).clone()
+        hidden = passes.forward(ids).clone()
         slope = torch.randn_like(hidden)
-        (found,) = recordings.backward(slope)
+        (found,) = passes.backward(slope)
         filled, steep = F.pad(ids, (0, -length % 64)), F.pad(slope, (0, 0, 0, -length % 64))
         output = run(filled)
         expected = torch.autograd.grad(output, weight, steep)[0]
         assert torch.equal(hidden, output[:, :length]) and torch.equal(found, expected)
         del output  # its graph holds the place where the weight's gradient goes, and what stream that is of
-    assert len(recordings.passes) == 2, "64 and 320 tokens"
+    assert len(passes.passes) == 2, "64 and 320 tokens"

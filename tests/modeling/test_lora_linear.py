@@ -1,4 +1,4 @@
-"""What a LoRA layer adds, against PEFT's own layer: output, gradients, dropout; alone, rank-stabilised, on any base."""
+"""The fused LoRA layer against PEFT's own: output, gradients and dropout, on every kind of base model."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ ROWS = torch.randint(5, 500, (3, 7), generator=torch.Generator().manual_seed(1))
 
 
 def tuned(run: RunConfig) -> PeftModel:
-    """A base with an adapter that adds something: a fresh one's B is zero."""
+    """Returns a base with an adapter that adds something: a new adapter's B is zero."""
     tokenizer = load_tokenizer(run.model)
     result = adapter.add_lora(model.load_base(run.model, run.quantization, tokenizer, torch.device("cpu")), run.lora, 1)
     for layer in lora_layers(result):
@@ -34,14 +34,14 @@ def lora_layers(net: PeftModel) -> list[LoraLayer]:
 
 
 def stock(net: PeftModel) -> None:
-    """Have PEFT compute every layer."""
+    """Makes PEFT compute every layer."""
     for layer in lora_layers(net):
         assert isinstance(layer.lora_variant.pop("default"), FusedLora)
         layer.cast_input_dtype_enabled = True
 
 
 def outcome(net: PeftModel) -> dict[str, torch.Tensor]:
-    """Logits, and the gradient of every weight that trains."""
+    """Returns the logits, and the gradient of every weight that trains."""
     net.zero_grad()
     logits = net(input_ids=ROWS, use_cache=False).logits
     logits.float().square().sum().backward()
@@ -49,7 +49,7 @@ def outcome(net: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def largest(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """The largest relative difference: norm of the difference over the norm."""
+    """Returns the largest relative difference: norm of the difference over the norm."""
     assert found.keys() == expected.keys()
     return max(float((found[n] - expected[n]).norm() / expected[n].norm()) for n in expected)
 
@@ -76,15 +76,15 @@ def test_numbers_are_those_of_the_stock_layer(tiny_run: Compose, words: list[str
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_a_small_adapter_is_trained_as_it_is_measured(tiny_run: Compose, quantization: str) -> None:
-    """What it adds is smaller than what the frozen product is rounded by: its sum must be rounded as often."""
+def test_a_small_adapter_is_trained_as_it_is_evaluated(tiny_run: Compose, quantization: str) -> None:
+    """Its part is smaller than the rounding of the frozen product: sums must be rounded as often in both."""
     net = tuned(tiny_run(f"quantization={quantization}", "model.dtype=bfloat16", "lora.lora_dropout=0"))
     for layer in lora_layers(net):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=1e-3)
     trained = net(input_ids=ROWS, use_cache=False).logits
     with torch.no_grad():
-        measured = net.eval()(input_ids=ROWS, use_cache=False).logits
-    assert torch.equal(trained, measured)
+        evaluated = net.eval()(input_ids=ROWS, use_cache=False).logits
+    assert torch.equal(trained, evaluated)
 
 
 def test_dropout_drops_its_share_and_only_in_training(tiny_run: Compose) -> None:
@@ -102,7 +102,7 @@ def test_dropout_drops_its_share_and_only_in_training(tiny_run: Compose) -> None
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("weight", [True, False])
 def test_autocast_changes_no_type(training: bool, weight: bool) -> None:
-    """As on a GPU, where it would run some of the products in 16 bits, others in the type of x."""
+    """As on a GPU, where autocast would run some products in 16 bits, others in the type of x."""
     layer = torch.nn.Linear(6, 5, bias=False, dtype=torch.bfloat16)
     product = FrozenLinear(lambda x: layer(x.bfloat16()).to(x.dtype), (lambda: layer.weight) if weight else None, None)
     x = torch.randn(3, 7, 6, requires_grad=True)

@@ -1,4 +1,4 @@
-"""conf/lora -> the base with a LoRA adapter; save it so that it says what it needs, and prove that it loads again."""
+"""conf/lora -> the base model with a LoRA adapter; saving it, and the proof that it loads again."""
 
 import shutil
 from dataclasses import asdict
@@ -17,10 +17,10 @@ from medtune.runtime.errors import UserError
 
 
 def add_lora(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
-    """Attach a fresh adapter in float32, the only part that trains.
+    """Attaches a new adapter in float32, the only part that trains.
 
-    The seed is set right before, so that a member of a sweep starts from the same weights as the same run alone,
-    whatever ran before it. Raises `UserError` when one of `lora.target_modules` is no linear layer of the base.
+    The seed is set right before: a member of a sweep starts from the weights of the same run alone. Raises `UserError`
+    when one of `lora.target_modules` is no linear layer of the base model.
     """
     # The head is left out: SFTTrainer takes the loss from its plain weights.
     linear = {n.rsplit(".", 1)[-1] for n, m in base.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -36,14 +36,14 @@ def add_lora(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
 
 
 def to_float32(model: PeftModel) -> None:
-    """Hold the adapter in float32: TRL casts the adapter of a 4-bit base to bfloat16, where small updates are lost."""
+    """Casts the adapter to float32: TRL casts that of a 4-bit base to bfloat16, where small updates are lost."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def trainable_parameters(model: PeftModel) -> tuple[int, int]:
-    """(parameters that train, all parameters), counting a quantized weight as what it stands for."""
+    """Returns how many parameters train, and how many there are; a quantized weight counts as dequantized."""
     return model.get_nb_trainable_parameters()
 
 
@@ -52,10 +52,10 @@ class Damaged(Exception):
 
 
 def require_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, hub_id: str) -> None:
-    """Raises `UserError` when an adapter was trained with another vocabulary than that of its base here."""
+    """Raises `UserError` when an adapter was trained with another vocabulary than its base model has here."""
     try:
         trained = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # of whichever library met the damage
+    except Exception as error:  # the libraries that read it raise different ones
         first = " ".join(str(error).split())[:100]
         raise UserError(f"{folder}: its tokenizer cannot be read ({first}): copy the folder again") from None
     if trained.get_vocab() != tokenizer.get_vocab():
@@ -66,7 +66,7 @@ def require_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase, hub_id:
 
 
 def load(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """Attach a saved adapter, in float32 as it was trained.
+    """Attaches a saved adapter, in float32 as it was trained.
 
     Raises `UserError` when it does not fit the base, lacks a weight, or holds one that is not finite.
     """
@@ -87,21 +87,21 @@ def load(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def save_verified(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, input_ids: list[int]) -> None:
-    """Save the adapter, prove that it loads as it was trained, and only then give it its name.
+    """Saves the adapter under a temporary name, and renames it once it is proved to load as it was trained.
 
-    `input_ids`: the tokens of a row to compare on. Raises `Damaged`.
+    `input_ids`: the tokens of a row to compare logits on. Raises `Damaged`.
     """
     unfinished = folder.with_name(f".{folder.name}")
     save(model, tokenizer, unfinished)
     verify(model, unfinished, input_ids)
-    shutil.rmtree(folder, ignore_errors=True)  # of the same run, when what followed it was interrupted
+    shutil.rmtree(folder, ignore_errors=True)  # of the same run, interrupted later
     unfinished.rename(folder)
 
 
 def save(model: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes adapter, tokenizer with its chat template, and a card; the base is named by its hub id.
+    """Writes adapter, tokenizer with its chat template, and a card that names the base model by its hub id.
 
-    Raises `Damaged` if a weight is not finite: such an adapter answers nothing.
+    Raises `Damaged` if a weight is not finite: such an adapter cannot answer.
     """
     save_weights(model, folder)
     tokenizer.save_pretrained(folder)
@@ -122,7 +122,7 @@ def save_weights(model: PeftModel, folder: Path) -> None:
 
 
 def card(config: LoraConfig) -> str:
-    """The model card of an adapter (https://huggingface.co/docs/hub/model-cards), in place of PEFT's empty form."""
+    """Returns the model card of an adapter (https://huggingface.co/docs/hub/model-cards); PEFT's is an empty form."""
     base, modules = config.base_model_name_or_path, ", ".join(sorted(config.target_modules or []))
     return f"""---
 base_model: {base}
@@ -148,7 +148,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 
 
 def verify(model: PeftModel, folder: Path, input_ids: list[int]) -> None:
-    """Load the saved adapter beside the trained one and compare what they say to the bit.
+    """Loads the saved adapter beside the trained one, and compares their logits to the bit.
 
     `input_ids`: the tokens of one row. Raises `Damaged` when the logits differ.
     """

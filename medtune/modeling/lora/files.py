@@ -1,4 +1,4 @@
-"""The folder of a saved adapter -> its files, or a line that says what is wrong with them."""
+"""The folder of a saved adapter -> its files, or an error that says what is wrong with them."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ from medtune.runtime.errors import UserError
 
 
 def weights_of(folder: Path) -> Path:
-    """The file of the weights, as PEFT names it."""
+    """Returns the file of the weights, as PEFT names it."""
     return folder / "adapter_model.safetensors"
 
 
 def config_of(folder: Path) -> Path:
-    """The file of rank, scale and places, as PEFT names it."""
+    """Returns the file of rank, scale and target modules, as PEFT names it."""
     return folder / "adapter_config.json"
 
 

@@ -1,1 +1,1 @@
-"""Several adapters on one frozen base in one pass."""
+"""Several adapters on one frozen base model, in one pass."""
