@@ -119,7 +119,8 @@ def run_evaluation(cfg: DictConfig) -> None:
     """Hydra's task."""
     hydra = HydraConfig.get()
     keys = keys_typed(hydra.overrides.task)
-    evaluated, failures = evaluate(build_config(cfg, EvaluateConfig), keys, Path(hydra.runtime.output_dir))
+    evaluation = build_config(cfg, EvaluateConfig, trains=False)
+    evaluated, failures = evaluate(evaluation, keys, Path(hydra.runtime.output_dir))
     if evaluated:
         from medtune.results.reader import RunResult
         from medtune.results.tables import everything

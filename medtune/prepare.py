@@ -92,7 +92,7 @@ def require_empty(out: str) -> Path:
 
 def run_inspection(cfg: DictConfig) -> None:
     """Hydra's task."""
-    inspect(build_config(cfg, PrepareConfig), Path(HydraConfig.get().runtime.output_dir))
+    inspect(build_config(cfg, PrepareConfig, trains=False), Path(HydraConfig.get().runtime.output_dir))
 
 
 def main() -> None:

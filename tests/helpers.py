@@ -89,7 +89,8 @@ def in_process(
     status = 0
     try:
         with monkeypatch.context() as patch:
-            patch.delenv("HYDRA_FULL_ERROR", raising=False)
+            patch.setenv("HYDRA_FULL_ERROR", "")  # the command sets it: what stood there before comes back
+            patch.delenv("HYDRA_FULL_ERROR")
             patch.setattr(logging, "shutdown", lambda: None)
             patch.setattr("medtune.runtime.interruption.install_handlers", lambda: None)
             importlib.import_module(module).main()

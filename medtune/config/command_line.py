@@ -95,6 +95,9 @@ def run_command(
         # Everything that a run raises is a Failure by now: this is a configuration that Hydra itself trips over.
         if full_error:
             raise
+        if null := re.search(r"full_key: (\S+)[\s\S]*object_type=NoneType", str(error)):
+            group = null[1].rpartition(".")[0]
+            exit_with(2, f"{null[1]} is null in what was chosen, and takes no mapping: choose a {group} that has one")
         exit_with(2, f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
 
 

@@ -27,6 +27,9 @@ EXTRAS = {
     "hydra/sweeper=optuna": "optuna",
 }
 
+# Choices by the names that they had before.
+RENAMED = {"hydra/launcher=packed": "hydra/launcher=shared_base"}
+
 
 def register() -> None:
     """Tell Hydra the schemas and the experiments."""
@@ -57,6 +60,8 @@ def suggest_option(group: str, choice: str) -> str:
     """The option of a group that was probably meant, or all there are."""
     if extra := EXTRAS.get(f"{group}={choice}"):
         return f"not installed: pip install 'medtune[{extra}]'"
+    if now := RENAMED.get(f"{group}={choice}"):
+        return f"it is called {now} now"
     known = group_options(group) or [name.removesuffix(".yaml") for name in ConfigStore.instance().list(group)]
     near = difflib.get_close_matches(choice, known, n=1)
     return f"did you mean {group}={near[0]}?" if near else f"there is {', '.join(known)}"

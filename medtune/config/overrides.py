@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from medtune.config.groups import group_names, group_options, suggest_option
+from medtune.config.groups import RENAMED, group_names, group_options, suggest_option
 from medtune.config.keys import did_you_mean, has_key, is_mapping
 from medtune.config.validation import check_value
 from medtune.runtime.errors import UserError
@@ -34,7 +34,8 @@ def resume_sweep_overrides(words: list[str]) -> list[str]:
         if known is None:
             raise UserError(f"sweep={named}: no sweep in it to go on with: name a folder that holds a sweep.json")
         anew = {word.partition("=")[0] for word in given}
-        given = [*(word for word in map(quoted, known) if word.partition("=")[0] not in anew), *given]
+        begun = [RENAMED.get(word, word) for word in known]  # by an earlier medtune, perhaps
+        given = [*(word for word in map(quoted, begun) if word.partition("=")[0] not in anew), *given]
     return [*given, f"hydra.sweep.dir='{folder}'"]
 
 
@@ -79,6 +80,8 @@ def check_overrides(words: list[str], schema: type) -> Iterator[str]:
         elif name == "hydra.run.dir" and is_over(Path(str(override.value()))):
             # Here, because Hydra writes its own files into the folder before the run could refuse.
             yield f"{override.value()} already holds a run, which would be overwritten: choose another hydra.run.dir"
+        elif word in RENAMED:
+            yield f"{word}: {suggest_option(name, str(override.value()))}"
         elif name.startswith("hydra"):
             continue
         elif name in group_names():

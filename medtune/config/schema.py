@@ -106,9 +106,14 @@ class Data(Source):
     benchmarks: list[str] = key("files of questions that must not be trained on", "paths")
     benchmark_words: int = key("this many words in a row in common with a benchmark are too many", "words", at_least=5)
     validation_size: float = key(
-        "groups kept for evaluation during training: below 1 their share, else conversations", "share or count", above=0
+        "groups kept for evaluation during training: below 1 their share, from 2 on conversations",
+        "share or count",
+        above=0,
     )
-    test_size: float = key("groups kept aside until the choice is made, likewise", "share or count", at_least=0)
+    test_size: float = key(
+        "groups kept aside until the choice is made, likewise; 1: all of the data, for medtune.evaluate alone",
+        "share or count", at_least=0,
+    )  # fmt: skip
     max_leakage: float = key(
         "refuse when more of the held-out questions stand in another split too", "share", at_least=0, at_most=1
     )

@@ -18,8 +18,10 @@ from medtune.runtime.errors import UserError
 AnyRun = TypeVar("AnyRun", bound=RunConfig)
 
 
-def build_config(cfg: DictConfig, schema: type[AnyRun]) -> AnyRun:
+def build_config(cfg: DictConfig, schema: type[AnyRun], *, trains: bool = True) -> AnyRun:
     """Turns a composed configuration into a `RunConfig`, or what extends it, of plain Python values.
+
+    `trains`: whether the run needs conversations to train on; an evaluation needs none.
 
     Raises `UserError` with one line for every value that is missing, unknown, of the wrong type or out of range, and
     for every combination that cannot work.
@@ -31,7 +33,7 @@ def build_config(cfg: DictConfig, schema: type[AnyRun]) -> AnyRun:
         raise UserError(*problems)
     run = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     assert isinstance(run, schema)
-    problems = list(check_combinations(run))
+    problems = list(check_combinations(run, trains))
     if problems:
         raise UserError(*problems)
     return run
@@ -99,11 +101,15 @@ def check_value(path: str, value: Any, schema: type = RunConfig, node: Any = Non
     return None
 
 
-def check_combinations(run: RunConfig) -> Iterator[str]:
-    """Yields one line for each combination of valid values that cannot work together."""
+def check_combinations(run: RunConfig, trains: bool) -> Iterator[str]:
+    """Yields one line for each combination of valid values that cannot work together.
+
+    `trains`: see `build_config`.
+    """
     data, model = run.data, run.model
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", run.name):
         yield f"name={run.name}: results go to a folder of this name: use letters, digits, _, . and - only"
+    yield from check_split_sizes(data, trains)
     yield from check_data_combinations(data)
     if model.weights is Weights.folder and model.path is None:
         yield "model.weights=folder needs model.path=FOLDER"
@@ -125,14 +131,21 @@ def check_combinations(run: RunConfig) -> Iterator[str]:
         yield "eval.prompts is empty, eval.held_out and eval.red_flags are 0: there would be no answers to look at"
 
 
-def check_data_combinations(data: Data) -> Iterator[str]:
-    """Yields one line for each thing in conf/data that cannot work."""
+def check_split_sizes(data: Data, trains: bool) -> Iterator[str]:
+    """Yields one line for each size of a split that cannot work. `trains`: see `build_config`."""
     sizes = {"validation_size": data.validation_size, "test_size": data.test_size}
     for name, size in sizes.items():
-        if size >= 1 and size != int(size):
-            yield f"data.{name}={size}: below 1 it is a share, from 1 on a whole number of conversations"
-    if sum(size for size in sizes.values() if size < 1) >= 1:
+        if size > 1 and size != int(size):
+            yield f"data.{name}={size}: up to 1 it is a share, from 2 on a whole number of conversations"
+    if data.test_size == 1:  # the validation set is empty then, whatever its size
+        if trains:
+            yield "data.test_size=1: all of the data is the test set, which only medtune.evaluate takes"
+    elif sum(size for size in sizes.values() if size <= 1) >= 1:
         yield "data.validation_size + data.test_size must be below 1, or nothing is left to train on"
+
+
+def check_data_combinations(data: Data) -> Iterator[str]:
+    """Yields one line for each thing in conf/data that cannot work, besides the sizes of the splits."""
     if data.members and (data.path or data.hub_id):
         yield "data.members: a mixture has no data of its own: data.members.NAME.path=FILE gives a member its file"
     sources = {f"data.members.{name}": member for name, member in data.members.items()} or {"data": data}

@@ -13,6 +13,7 @@ from medtune.config.schema import Data
 from medtune.data.cleaning.rules import VERSION
 from medtune.data.cleaning.screening import ProcessedRows
 from medtune.data.splitting.selection import RowKeys, Selection
+from medtune.data.splitting.split import split_sizes
 from medtune.data.store import SPLITS, Reject
 from medtune.runtime.errors import UserError
 
@@ -99,7 +100,7 @@ def describe(data: Data, seen: RowStats, selection: Selection, kept: np.ndarray)
             },
         },
         "splits": {name: by_split[name] for name in SPLITS},
-        "asked": {"validation": data.validation_size, "test": data.test_size},
+        "asked": {SPLITS[split]: size for split, size in split_sizes(data.validation_size, data.test_size).items()},
         "by_source": by_source,
         "groups": len({selection.groups[row] for row in kept}),
     }
@@ -114,7 +115,8 @@ def describe_rules(seen: RowStats) -> str:
 def require_splits(counted: dict[str, Any], seen: RowStats) -> None:
     """Raises `UserError` when a split that is needed is empty."""
     sizes, groups = counted["splits"], counted["groups"]
-    for name in ("train", "validation"):
+    needed = ("test",) if counted["asked"]["test"] == 1 else ("train", "validation")
+    for name in needed:
         if not sizes[name]:
             raise UserError(
                 f"the {name} split is empty: {sum(sizes.values())} conversations in {groups} groups, and groups are "
@@ -158,7 +160,7 @@ def smaller(report: dict[str, Any]) -> list[str]:
         f"the {name} split has {report['splits'][name]} conversations, not {size:g}: it is filled from a quarter of "
         "the groups, and there are no more in it"
         for name, size in report["asked"].items()
-        if report["splits"][name] < size and size >= 1
+        if report["splits"][name] < size and size > 1
     ]
 
 

@@ -38,7 +38,7 @@ def prepare(data: Data) -> PreparedData:
     """Read, clean, audit and split the conversations that `data` names; the second time they come from the cache.
 
     Raises `UserError` when a source cannot be read or understood, when no row is usable, when the training or
-    validation split would be empty, or when held-out questions leak into training.
+    validation split would be empty (unless `data.test_size` is 1), or when held-out questions leak into training.
     """
     from medtune.data.pipeline import build_splits, sources_of
     from medtune.data.reading.sources import location

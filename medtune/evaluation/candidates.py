@@ -83,11 +83,11 @@ def candidate_of(folder: Path, evaluation: EvaluateConfig, keys: frozenset[str])
         raise UserError(f"{folder}: no adapter: the run is {facts['status']} ({facts.get('error') or 'not finished'})")
     own = OmegaConf.create(facts["configuration"])
     now = OmegaConf.create(to_plain(evaluation))
-    trained = build_config(own, RunConfig)
+    trained = build_config(own, RunConfig, trains=False)
     for key in sorted(keys):  # a group before its keys
         if key.partition(".")[0] in ("data", "model", "eval"):
             OmegaConf.update(own, key, OmegaConf.select(now, key), merge=False, force_add=True)
-    run = build_config(own, RunConfig)
+    run = build_config(own, RunConfig, trains=False)
     require_test_set(run)
     require_whole(folder / "adapter", run.model.hub_id)
     # Weights may lie elsewhere today; anything else that differs gives other numbers, which belong in another folder.

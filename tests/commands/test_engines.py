@@ -127,7 +127,7 @@ def test_one_member_fails_and_the_others_train(command: list[str], tmp_path: Pat
     assert (folders["q_proj"] / "adapter" / "adapter_model.safetensors").is_file()
     assert len(list((tmp_path / "sweep").glob("*/run.json"))) == 3
     table = answer.stdout[answer.stdout.index("\nmember  ") :]
-    assert table.count(" done ") == 2 and table.count(" refused ") == 1
+    assert table.count(" done\n") == 2 and table.count(" refused\n") == 1
 
 
 # Slurm of one machine: `sbatch` runs an array's jobs one after another and says that it has queued them.

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 
 from helpers import compose
-from medtune.config.groups import CONF, EXPERIMENTS, group_names, group_options
+from medtune.config.groups import CONF, EXPERIMENTS, group_names, group_options, register
 from medtune.config.keys import all_keys, dataclass_of, find_key
+from medtune.config.reference import COMMANDS
 from medtune.config.resolvers import folder_name
 from medtune.config.schema import PrepareConfig, RunConfig
 from medtune.config.validation import build_config
@@ -26,7 +28,9 @@ def command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_folder_and_file_is_covered() -> None:
-    files = {path for folder in (CONF, EXPERIMENTS) for path in folder.rglob("*.yaml")} - set(CONF.glob("*.yaml"))
+    commands = set(CONF.glob("*.yaml"))
+    assert {path.stem for path in commands} == set(COMMANDS)
+    files = {path for folder in (CONF, EXPERIMENTS) for path in folder.rglob("*.yaml")} - commands
     assert len(files) == len(CHOICES) >= 20
     assert {group for group, _ in CHOICES} == {
         "data", "data/preparation", "model", "quantization", "lora", "trainer", "eval", "wandb", "experiment",
@@ -38,6 +42,13 @@ def test_every_yaml_composes(group: str, option: str) -> None:
     needed = [f"data.path='{__file__}'"] if (group, option) == ("data", "local") else []
     run = compose(f"{group}={option}", *needed)
     assert isinstance(run, RunConfig)
+
+
+@pytest.mark.parametrize(("command", "schema"), COMMANDS.items())
+def test_the_configuration_of_every_command_composes(command: str, schema: type[RunConfig]) -> None:
+    register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        assert type(build_config(hydra.compose(command), schema)) is schema
 
 
 def test_every_experiment_names_itself_and_its_command() -> None:
@@ -98,7 +109,11 @@ def test_the_8b_experiment_is_qlora_as_published() -> None:
         ),
         (["data.columns.question=q"], "not both"),
         (["data.validation_size=0.6", "data.test_size=0.5"], "nothing is left to train on"),
-        (["data.validation_size=20.5"], "below 1 it is a share, from 1 on a whole number of conversations"),
+        (["data.validation_size=20.5"], "up to 1 it is a share, from 2 on a whole number of conversations"),
+        (["data.test_size=1.5"], "up to 1 it is a share, from 2 on a whole number of conversations"),
+        (["data.validation_size=1"], "nothing is left to train on"),
+        (["data.test_size=1"], "all of the data is the test set, which only medtune.evaluate takes"),
+        (["data.test_size=1.0", "data.validation_size=20"], "all of the data is the test set"),
         (["data.group_pattern='('"], "data.group_pattern is no regular expression"),
         (["data.group_pattern=x"], "data.group_pattern must have one group in brackets"),
         (["data=mix", "data.path=x.csv"], "a mixture has no data of its own: data.members.NAME.path=FILE"),
@@ -190,10 +205,12 @@ def test_a_learning_rate_given_as_text_is_a_number_or_refused() -> None:
         (["quantization=null"], ["quantization=None: did you mean quantization=none?"]),
         (["seed=${nope}"], ["Interpolation key 'nope' not found"]),
         (["lora.r=${oc.env:UNSET_HERE}"], ["Environment variable 'UNSET_HERE' not found"]),
-        (["model.architecture={hidden_size:3}"], ["HYDRA_FULL_ERROR=1 shows where"]),
+        (["model.architecture={hidden_size:3}"], ["model.architecture is null in what was chosen"]),
         (["lora.r=1,2", "-m", "--cfg", "job"], ["--cfg shows one run: leave -m out"]),
         (["~lora"], ["~lora: nothing can be taken out of a run"]),
         (["hydra/launcher=nowhere"], ["hydra/launcher=nowhere: there is basic, "]),
+        (["hydra/launcher=packed"], ["hydra/launcher=packed: it is called hydra/launcher=shared_base now"]),
+        (["lora.r="], ["lora.r must be a whole number, not ''"]),
         (["hydra.run.dirr=x"], ["hydra.run.dirr: did you mean hydra.run.dir?"]),
         (["LORA.R=8"], ["LORA.R: did you mean lora.r?"]),
         (["seed=99999999999"], ["seed must be at least 0 and at most 4294967295 (integer), not 99999999999"]),
@@ -220,6 +237,10 @@ def test_a_mistake_is_one_line_each_before_anything_runs(words: list[str], lines
         ("lora:\n  rr: 8\n", "experiments/mine.yaml: lora.rr: did you mean lora.r?"),
         ("lora:\n  r: sixteen\n", "experiments/mine.yaml: lora.r must be a whole number, not 'sixteen'"),
         ("defaults:\n  - override /model: llama\n", "experiments/mine.yaml: model=llama: "),
+        (
+            "defaults:\n  - override /hydra/launcher: packed\n",
+            "experiments/mine.yaml: hydra/launcher=packed: it is called hydra/launcher=shared_base now",
+        ),
         ("lora: [\n", "experiments/mine.yaml is not valid YAML"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,14 @@ def test_sizes_hold_by_share_and_by_count(tmp_path: Path) -> None:
     short = prepared(tmp_path, rows, "data.test_size=400").report
     assert 200 < short["splits"]["test"] < 300
     assert smaller(short)[0].startswith(f"the test split has {short['splits']['test']} conversations, not 400")
+
+
+@pytest.mark.parametrize("validation_size", [0.1, 20, 1])
+def test_a_test_size_of_1_is_all_of_it(tmp_path: Path, validation_size: float) -> None:
+    data = local(write_jsonl(tmp_path / "rows.jsonl", conversations(100)))
+    found = prepare(replace(data, validation_size=validation_size, test_size=1.0)).report
+    assert found["splits"] == {"train": 0, "validation": 0, "test": 100}
+    assert found["leakage"]["held_out"] == 100 and found["leakage"]["groups"] == 0 and not smaller(found)
 
 
 def test_a_count_is_exact_though_groups_are_never_cut(tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ def measured(tiny_overrides: list[str], tmp_path: Path) -> Callable[..., list[Ca
     def call(*words: str) -> list[Candidate]:
         register()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            evaluation = build_config(hydra.compose("evaluate", [*tiny_overrides, *words]), EvaluateConfig)
+            evaluation = build_config(
+                hydra.compose("evaluate", [*tiny_overrides, *words]), EvaluateConfig, trains=False
+            )
         found, failures = evaluate(evaluation, keys_typed(words), tmp_path / "out")
         assert not failures, failures
         return found
@@ -292,6 +294,22 @@ def test_other_data_and_its_overlap_with_training(measured: Measure, sweep: Path
         UserError, match=r"\d+ of the \d+ test questions of local were trained or selected on \(local row \d+ is"
     ):
         measured(f"run='{folder}'", "data.test_size=0.6")
+
+
+def test_all_of_a_foreign_file_is_the_test_set(measured: Measure, sweep: Path, tmp_path: Path) -> None:
+    unseen = conversations(30)
+    for row in unseen:
+        row["messages"][0]["content"] = row["messages"][0]["content"].replace("I have had", "My son has had")
+    new = write_jsonl(tmp_path / "new.jsonl", unseen)
+    words = [f"data.path='{new}'", "data.name=unseen", "data.test_size=1"]
+    [found] = measured(f"run='{sweep / 'lora.r=2'}'", *words)
+    assert test_section(found.results)["conversations"] == 30
+    measured(*words)
+    assert test_section(tmp_path / "out")["conversations"] == 30, "the base model alone"
+    with pytest.raises(UserError, match=r"\d+ of the 40 test questions of local were trained or selected on"):
+        measured(f"run='{sweep / 'lora.r=2'}'", "data.test_size=1")
+    with pytest.raises(AssertionError, match=r"no test conversation fits in trainer\.max_length=16 tokens"):
+        measured(*words, "trainer.max_length=16")
 
 
 def truncate(folder: Path) -> None:

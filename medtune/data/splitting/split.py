@@ -17,20 +17,21 @@ RESERVED = 0.25  # share of the groups that a split of a fixed count is filled f
 class Splitter:
     """Assigns whole groups by the hash of their name.
 
-    A size below 1 is the share of groups, in every source alike, as each group is hashed on its own. From 1 on it is a
-    number of conversations, shared equally among the configured sources and filled by their first groups whose hash
-    falls into a reserved quarter; what such a group has beyond the number has no place, because groups are never cut.
-    Either way the place of a row depends on nothing that comes after it.
+    A size up to 1 is the share of groups, in every source alike, as each group is hashed on its own. A test size of 1
+    takes every group, whatever the validation size. Above 1 a size is a number of conversations, shared equally among
+    the configured sources and filled by their first groups whose hash falls into a reserved quarter; what such a group
+    has beyond the number has no place, because groups are never cut. Either way the place of a row depends on nothing
+    that comes after it.
     """
 
     def __init__(self, validation_size: float, test_size: float, sources: Iterable[str]) -> None:
-        self.sizes = {VALIDATION: validation_size, TEST: test_size}
+        self.sizes = split_sizes(validation_size, test_size)
         names = sorted(set(sources))
         self.quotas = {
             (split, name): size // len(names) + (rank < size % len(names))
             for split, size in self.sizes.items()
             for rank, name in enumerate(names)
-            if size >= 1
+            if size > 1
         }
         self.splits: dict[str, int] = {}
         self.filled: Counter[tuple[int, str]] = Counter()  # conversations by split and source
@@ -52,11 +53,16 @@ class Splitter:
     def decide(self, group: str, source: str) -> int:
         place, start = hash_fraction(group), 0.0
         for split, size in self.sizes.items():
-            width = size if size < 1 else RESERVED
+            width = size if size <= 1 else RESERVED
             if start <= place < start + width:
                 return TRAIN if self.full(split, source) else split
             start += width
         return TRAIN
+
+
+def split_sizes(validation_size: float, test_size: float) -> dict[int, float]:
+    """Returns the size of each held-out split. Where all of the data is the test set, none is left to validate on."""
+    return {VALIDATION: 0.0 if test_size == 1 else validation_size, TEST: test_size}
 
 
 def hash_fraction(name: str) -> float:

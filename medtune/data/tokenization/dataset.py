@@ -69,7 +69,8 @@ class TokenizedSplits:
 def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: PreparedData, max_length: int) -> TokenizedSplits:
     """Encode every split in at most `max_length` tokens; the second time from the cache.
 
-    Raises `UserError` if nothing of the training or validation split fits.
+    Raises `UserError` if nothing of the training or validation split fits. Where all of the data is the test set, that
+    must fit.
     """
     name = cache_key(tokenizer, conversations.fingerprint, max_length)
 
@@ -84,11 +85,13 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: PreparedData, ma
 
     folder = cached_folder(f"tokens-{name[:16]}", make)
     train, validation, test = (Dataset(table(folder / f"{split}.arrow")) for split in SPLITS)
-    if not len(train) or not len(validation):
-        raise UserError(
-            f"no {'training' if not len(train) else 'validation'} conversation fits in trainer.max_length={max_length} "
-            "tokens: raise it, or shorten data.system_prompt"
-        )
+    needed = {"training": train, "validation": validation} if len(conversations.train) else {"test": test}
+    for kind, rows in needed.items():
+        if not len(rows):
+            raise UserError(
+                f"no {kind} conversation fits in trainer.max_length={max_length} tokens: raise it, or shorten "
+                "data.system_prompt"
+            )
     too_long = json.loads((folder / "too_long.json").read_text(encoding="ascii"))
     return TokenizedSplits(
         train, validation, test, [Reject(**row) for row, _ in too_long], [length for _, length in too_long]
