@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def explain(word: str) -> str:
-    """What to type instead of `medtune WORD`."""
+    """Returns what to type instead of `medtune WORD`."""
     if word in COMMANDS:
         return f"type python -m medtune.{word} (or medtune-{word})"
     if near := difflib.get_close_matches(word, COMMANDS, n=1):

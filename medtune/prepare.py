@@ -20,7 +20,7 @@ from medtune.runtime.logs import silence_libraries
 
 
 def inspect(inspection: PrepareConfig, folder: Path) -> None:
-    """Prepare and tokenize the data of a run, prove its mask, and show all of it; no weights are loaded.
+    """Prepares and tokenizes the data of a run, proves its mask, and shows all of it; no weights are loaded.
 
     `folder` gets report.json, rejects.jsonl and lengths.png. Raises `UserError` as training would.
     """
@@ -55,7 +55,7 @@ def inspect(inspection: PrepareConfig, folder: Path) -> None:
 
 
 def write_out(conversations: PreparedData, folder: Path) -> None:
-    """Write each split as Parquet, and a card; the folder appears only when complete. Raises `UserError`."""
+    """Writes each split as Parquet, and a card; the folder appears only when complete. Raises `UserError`."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def write_out(conversations: PreparedData, folder: Path) -> None:
 
 
 def card(conversations: PreparedData) -> str:
-    """What stands beside the Parquet files: columns, sources, licences."""
+    """Returns what stands beside the Parquet files: columns, sources, licences."""
     sources = conversations.report["sources"]
     lines = [f"- {s['name']} ({s['from']}): {s['rows']} rows, licence: {s['license']}" for s in sources]
     if private := not_redistributable(conversations):
@@ -83,7 +83,7 @@ def not_redistributable(conversations: PreparedData) -> str:
 
 
 def require_empty(out: str) -> Path:
-    """The folder for the Parquet files. Raises `UserError` if something is in it."""
+    """Returns the folder for the Parquet files. Raises `UserError` if something is in it."""
     folder = Path(out).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"out={out} is not empty, and nothing is overwritten: choose another folder")

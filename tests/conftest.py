@@ -21,10 +21,11 @@ from helpers import CHATML, SPECIAL, compose, conversations, save_random_llama, 
 from medtune.config.schema import RunConfig
 
 SHARED = {"smoke": "installed", "installed": "installed", "trained": "trained", "whole": "whole"}  # costly fixtures
-STARTS_A_PROCESS = {"subprocess", "multiprocessing"}  # modules
+STARTS_A_PROCESS = {"subprocess", "multiprocessing", "processes"}  # modules
 TRAINS = {"train", "run_sweep", "build_trainer"}  # functions of medtune
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks each test with its tier, and tests that share what took a minute to make for one process.
 
@@ -59,9 +60,10 @@ def collect_uses(function: Any, used: set[str], seen: set[int]) -> None:
         pending += [constant for constant in current.co_consts if inspect.iscode(constant)]
         for name in (*current.co_names, *current.co_freevars):
             value = function.__globals__.get(name)
-            if inspect.ismodule(value) and value.__name__.partition(".")[0] in STARTS_A_PROCESS:
-                used.add(value.__name__.partition(".")[0])
-            elif getattr(value, "__module__", "").startswith("medtune.") and name in TRAINS:
+            module = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None) or ""
+            if (package := module.partition(".")[0]) in STARTS_A_PROCESS:
+                used.add(package)
+            elif module.startswith("medtune.") and name in TRAINS:
                 used.add(name)
             elif inspect.isfunction(value) and value.__globals__.get("pytest") is not None:
                 collect_uses(value, used, seen)

@@ -50,11 +50,14 @@ class SharedBaseLauncher(Launcher):
         return bool(self.config.hydra.runtime.choices["hydra/sweeper"] != "basic")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs the members that a sweeper asks for; returns what became of each, in its order.
+
+        Raises `UserError` with every member's mistakes before any member runs.
+        """
         # Hydra loads every launcher it finds, also for `--cfg`: medtune's modules only when one launches.
-        from medtune.runtime.errors import RunFailed, UserError
-        from medtune.runtime.status import FINISHED
+        from medtune.runtime.errors import UserError
         from medtune.sweep.ledger import open_ledger
-        from medtune.sweep.pipeline import Settings, run_sweep
+        from medtune.sweep.pipeline import Settings
 
         if self.config.hydra.sweeper.get("max_batch_size"):
             raise UserError("hydra.sweeper.max_batch_size: hydra.launcher says how many members run at a time")
@@ -66,45 +69,45 @@ class SharedBaseLauncher(Launcher):
         first: dict[str, Any] = {}
         once = [first.setdefault(member.key, member) for member in members]
         distinct = list(first.values()) if self.proposed else members
-        overrides = self.config.hydra.overrides
-        own = ("hydra.sweep.dir", "hydra.mode")  # where and that it is a sweep: whoever goes on with it says so anew
-        words = [word for word in overrides.hydra if not word.startswith(own)]
-        with open_ledger(sweep, [*words, *overrides.task]) as ledger:
+        with open_ledger(sweep, self.command()) as ledger:
             ledger.add_members(distinct)
             for member, config in zip(once, configs, strict=True):
                 save(config, member.folder / (self.config.hydra.output_subdir or ".hydra"))
-            with open_dict(self.config):
-                self.config.hydra.runtime.output_dir = str(sweep)
-            configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
-            try:
-                run_sweep(distinct, ledger, settings)
-            finally:
-                for member in distinct:
-                    ledger.update(member)
-                if not self.proposed:  # others come again with more
-                    from medtune.results.tables import summary  # reads Parquet: not before it is needed
+            self.log_to(sweep)
+            self.run(distinct, ledger, settings)
+        failure = failures_of(distinct, ledger)
+        return [returned(member, words, failure) for member, words in zip(once, job_overrides, strict=True)]
 
-                    print(summary(ledger.folders), flush=True)
-        failed = [
-            f"{row['overrides']}: {str(row['error']).splitlines()[0]}"
-            for row in (ledger.rows[member.key] for member in distinct)
-            if row["status"] not in FINISHED
-        ]
-        failure = RunFailed("\n".join([f"{len(failed)} of {len(distinct)} members failed", *failed]))
-        returns = []
-        for member, words in zip(once, job_overrides, strict=True):
-            over = member.status in FINISHED
-            returned = Returned(overrides=list(words), working_dir=str(member.folder), task_name="train")
-            returned.status = JobStatus.COMPLETED if over else JobStatus.FAILED
-            # All failures at once, whichever of them the sweeper looks at first.
-            returned._return_value = member.eval_loss if over else failure
-            returns.append(returned)
-        return returns
+    def command(self) -> list[str]:
+        """Returns the overrides that whoever resumes the sweep needs: all but where it is and that it is one."""
+        overrides = self.config.hydra.overrides
+        anew = ("hydra.sweep.dir", "hydra.mode")
+        return [*(word for word in overrides.hydra if not word.startswith(anew)), *overrides.task]
+
+    def log_to(self, sweep: Path) -> None:
+        """Writes the sweep's own log into its folder."""
+        with open_dict(self.config):
+            self.config.hydra.runtime.output_dir = str(sweep)
+        configure_log(self.config.hydra.job_logging, self.config.hydra.verbose)
+
+    def run(self, members: Sequence[Any], ledger: Any, settings: Any) -> None:
+        """Runs members; however that ends, sweep.json and the table say how far they came."""
+        from medtune.sweep.pipeline import run_sweep
+
+        try:
+            run_sweep(members, ledger, settings)
+        finally:
+            for member in members:
+                ledger.update(member)
+            if not self.proposed:  # others come again with more
+                from medtune.results.tables import summary  # reads Parquet: not before it is needed
+
+                print(summary(ledger.folders), flush=True)
 
     def compose(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep: Path
     ) -> tuple[list[Any], list[DictConfig]]:
-        """Members, and their composed configurations. Raises `UserError` with every member's mistakes."""
+        """Returns members, and their composed configurations. Raises `UserError` with every member's mistakes."""
         from medtune.config.overrides import constant_keys
         from medtune.config.schema import RunConfig
         from medtune.config.validation import build_config
@@ -136,8 +139,30 @@ class SharedBaseLauncher(Launcher):
         return members, configs
 
 
+def failures_of(members: Sequence[Any], ledger: Any) -> Exception:
+    """Returns the error that names every member that failed, with the first line of its own error."""
+    from medtune.runtime.errors import RunFailed
+    from medtune.runtime.status import FINISHED
+
+    rows = [ledger.rows[member.key] for member in members]
+    failed = [row for row in rows if row["status"] not in FINISHED]
+    lines = [f"{row['overrides']}: {str(row['error']).splitlines()[0]}" for row in failed]
+    return RunFailed("\n".join([f"{len(failed)} of {len(members)} members failed", *lines]))
+
+
+def returned(member: Any, overrides: Sequence[str], failure: Exception) -> Returned:
+    """Returns what a sweeper gets for a member: its eval_loss, or, when asked, all failures at once."""
+    from medtune.runtime.status import FINISHED
+
+    over = member.status in FINISHED
+    answer = Returned(overrides=list(overrides), working_dir=str(member.folder), task_name="train")
+    answer.status = JobStatus.COMPLETED if over else JobStatus.FAILED
+    answer._return_value = member.eval_loss if over else failure
+    return answer
+
+
 def save(config: DictConfig, folder: Path) -> None:
-    """Write a composed configuration as Hydra does for a job of its own."""
+    """Writes a composed configuration as Hydra does for a job of its own."""
     from omegaconf import OmegaConf
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def run_command(
     schema: type = RunConfig,
     conclusion: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Run `task` on the configuration that the command line asks for; ends the process.
+    """Runs `task` on the configuration that the command line asks for; ends the process.
 
     `schema`: the dataclass of that configuration.
 
@@ -102,7 +102,7 @@ def run_command(
 
 
 def exit_with(status: int, *lines: str) -> NoReturn:
-    """End the process with one line for each thing that is wrong."""
+    """Ends the process with one line for each thing that is wrong."""
     for line in lines:
         print(f"medtune: {line}", file=sys.stderr)
     logging.shutdown()
@@ -110,7 +110,7 @@ def exit_with(status: int, *lines: str) -> NoReturn:
 
 
 def explain_hydra_error(error: BaseException, schema: type) -> str:
-    """Hydra's and OmegaConf's errors in one line that names the file and the key."""
+    """Returns Hydra's and OmegaConf's errors in one line that names the file and the key."""
     chain = [e for e in (error, error.__cause__, error.__context__) if e is not None]
     text = "\n".join(str(e) for e in chain)
     if swept := re.search(r"Ambiguous value for argument '(.*)'", text):
@@ -138,7 +138,9 @@ def explain_hydra_error(error: BaseException, schema: type) -> str:
 
 
 def unknown_to_hydra(key: str, beside: list[str]) -> str:
-    """The line for an unknown key of Hydra's own or a launcher's; `beside`: the right ones where it was looked for."""
+    """Returns the line for an unknown key of Hydra's own or a launcher's; `beside`: the right ones where it was looked
+    for.
+    """
     place, _, word = key.rpartition(".")
     near, known = difflib.get_close_matches(word, beside, n=1), (name for name in beside if name != "_target_")
     return f"{key}: did you mean {place}.{near[0]}?" if near else f"{key}: no such key; {place} has {', '.join(known)}"

@@ -32,7 +32,7 @@ RENAMED = {"hydra/launcher=packed": "hydra/launcher=shared_base"}
 
 
 def register() -> None:
-    """Tell Hydra the schemas and the experiments."""
+    """Tells Hydra the schemas and the experiments."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="prepare_schema", node=PrepareConfig)
@@ -46,18 +46,18 @@ def register() -> None:
 
 
 def group_options(group: str) -> list[str]:
-    """The choices of a group of `conf/`, or the experiments."""
+    """Returns the choices of a group of `conf/`, or the experiments."""
     folder = EXPERIMENTS if group == "experiment" else CONF / group
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def group_names() -> list[str]:
-    """The groups of `conf/`, and `experiment`."""
+    """Returns the groups of `conf/`, and `experiment`."""
     return ["experiment", *sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir())]
 
 
 def suggest_option(group: str, choice: str) -> str:
-    """The option of a group that was probably meant, or all there are."""
+    """Returns the option of a group that was probably meant, or all there are."""
     if extra := EXTRAS.get(f"{group}={choice}"):
         return f"not installed: pip install 'medtune[{extra}]'"
     if now := RENAMED.get(f"{group}={choice}"):
@@ -68,6 +68,6 @@ def suggest_option(group: str, choice: str) -> str:
 
 
 def experiment_with(group: str, choice: str) -> str:
-    """The experiment file that chooses an option, as 'experiments/NAME.yaml: '; empty if none does."""
+    """Returns the experiment file that chooses an option, as 'experiments/NAME.yaml: '; empty if none does."""
     chosen = re.compile(rf"/{group}: *{re.escape(choice)} *(#|$)", re.MULTILINE)
     return next((f"experiments/{p.name}: " for p in EXPERIMENTS.glob("*.yaml") if chosen.search(p.read_text())), "")

@@ -14,7 +14,7 @@ from medtune.config.schema import RunConfig, Source
 
 
 def all_keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the schema, groups included."""
+    """Yields every dotted key of the schema, groups included."""
     for entry, kind in typed_fields(schema):
         yield prefix + entry.name
         if inner := dataclass_of(kind):
@@ -22,7 +22,9 @@ def all_keys(schema: type = RunConfig, prefix: str = "") -> Iterator[str]:
 
 
 def find_key(path: str, schema: type = RunConfig) -> tuple[type, Field, Any]:
-    """The dataclass that holds the dotted key `path`, its field there, and the field's type. Raises KeyError."""
+    """Returns the dataclass that holds the dotted key `path`, its field there, and the field's type. Raises
+    KeyError.
+    """
     *groups, last = path.split(".")
     members: type | None = None  # what a mapping's values are, after its name and before a value's
     for name in groups:
@@ -43,7 +45,7 @@ def find_key(path: str, schema: type = RunConfig) -> tuple[type, Field, Any]:
 
 
 def has_key(path: str, schema: type = RunConfig) -> bool:
-    """Whether the schema has the dotted key `path`."""
+    """Returns whether the schema has the dotted key `path`."""
     try:
         return bool(find_key(path, schema))
     except KeyError:
@@ -51,12 +53,12 @@ def has_key(path: str, schema: type = RunConfig) -> bool:
 
 
 def is_mapping(path: str) -> bool:
-    """Whether the key holds a mapping with names of its own, as model.architecture and data.members do."""
+    """Returns whether the key holds a mapping with names of its own, as model.architecture and data.members do."""
     return has_key(path) and any(get_origin(k) is dict for k in (find_key(path)[2], *get_args(find_key(path)[2])))
 
 
 def did_you_mean(path: str, schema: type = RunConfig) -> str:
-    """The line for an unknown key, naming the nearest right one."""
+    """Returns the line for an unknown key, naming the nearest right one."""
     candidates = list(all_keys(schema))
     if member := re.match(r"data\.members\.[^.]+\.", path):
         candidates = list(all_keys(Source, member[0]))
@@ -69,25 +71,25 @@ def did_you_mean(path: str, schema: type = RunConfig) -> str:
 
 
 def typed_fields(schema: type) -> list[tuple[Field, Any]]:
-    """The fields of a dataclass with their types."""
+    """Returns the fields of a dataclass with their types."""
     hints = get_type_hints(schema)
     return [(f, hints[f.name]) for f in fields(schema)]
 
 
 def dataclass_of(kind: Any) -> type | None:
-    """The dataclass that a field's type is, or may be."""
+    """Returns the dataclass that a field's type is, or may be."""
     if get_origin(kind) is dict:
         return None
     return next((k for k in (kind, *get_args(kind)) if isinstance(k, type) and is_dataclass(k)), None)
 
 
 def mapping_value_type(kind: Any) -> type | None:
-    """The dataclass that the values of a mapping are."""
+    """Returns the dataclass that the values of a mapping are."""
     return dataclass_of(get_args(kind)[1]) if get_origin(kind) is dict else None
 
 
 def describe_type(kind: Any) -> str:
-    """A type in the user's words."""
+    """Returns a type in the user's words."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "one of " + ", ".join(member.name for member in kind)
     if get_origin(kind) is list:

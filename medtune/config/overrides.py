@@ -19,8 +19,8 @@ from medtune.runtime.status import FINISHED
 
 
 def resume_sweep_overrides(words: list[str]) -> list[str]:
-    """The overrides of a command with `sweep=FOLDER`; with nothing but Hydra's own beside it, also those by which the
-    sweep in it was begun.
+    """Returns the overrides of a command with `sweep=FOLDER`; with nothing but Hydra's own beside it, also those by
+    which the sweep in it was begun.
 
     Raises `UserError` when there is none.
     """
@@ -40,7 +40,9 @@ def resume_sweep_overrides(words: list[str]) -> list[str]:
 
 
 def quoted(word: str) -> str:
-    """An override whose value has an = in it, as members' folders have, in the quotes that Hydra needs to read it."""
+    """Returns an override whose value has an = in it, as members' folders have, in the quotes that Hydra needs to read
+    it.
+    """
     name, _, value = word.partition("=")
     if "=" not in value or re.search(r"""['"{$]""", value):
         return word
@@ -50,7 +52,7 @@ def quoted(word: str) -> str:
 
 
 def constant_keys(words: Sequence[str]) -> list[str]:
-    """The keys that have one value for all members of a sweep; none if there is no sweep."""
+    """Returns the keys that have one value for all members of a sweep; none if there is no sweep."""
     parsed = OverridesParser.create().parse_overrides(list(words))
     task = [override for override in parsed if not override.is_hydra_override()]
     if not any(override.is_sweep_override() for override in task):
@@ -59,7 +61,7 @@ def constant_keys(words: Sequence[str]) -> list[str]:
 
 
 def check_overrides(words: list[str], schema: type) -> Iterator[str]:
-    """One line for each override that cannot be right, before Hydra composes anything."""
+    """Yields one line for each override that cannot be right, before Hydra composes anything."""
     parser = OverridesParser.create()
     for word in words:
         if has_key("run", schema) and Path(word).is_dir():
@@ -99,12 +101,12 @@ def check_overrides(words: list[str], schema: type) -> Iterator[str]:
 
 
 def is_over(folder: Path) -> bool:
-    """Whether a folder holds a run that nothing is left to do of, or whose run.json cannot be read."""
+    """Returns whether a folder holds a run that nothing is left to do of, or whose run.json cannot be read."""
     return (folder / "run.json").exists() and read_json(folder / "run.json").get("status", "done") in FINISHED
 
 
 def unknown_options(override: Override) -> Iterator[str]:
-    """One line for each choice that a group does not have."""
+    """Yields one line for each choice that a group does not have."""
     group = override.key_or_group
     for choice in map(str, values_of(override)):
         if choice not in group_options(group):
@@ -112,7 +114,7 @@ def unknown_options(override: Override) -> Iterator[str]:
 
 
 def values_of(override: Override) -> list[Any]:
-    """The values an override gives its key: one, or several in a sweep. Interpolations are left to Hydra."""
+    """Returns the values an override gives its key: one, or several in a sweep. Interpolations are left to Hydra."""
     if override.is_sweep_override():
         if override.is_choice_sweep() or override.is_range_sweep():
             return list(override.sweep_iterator())

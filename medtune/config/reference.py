@@ -97,7 +97,7 @@ def markdown() -> str:
 
 
 def key_table(section: Section) -> list[str]:
-    """A section as a Markdown table."""
+    """Returns a section as a Markdown table."""
     lines = [f"### `{section.title}`" if section.title else "### Top level", ""]
     lines += [section.about, ""] if section.about else []
     lines += ["| key | default | values | meaning |", "| --- | --- | --- | --- |"]
@@ -144,14 +144,14 @@ def sections_of(schema: type, values: dict[str, Any], prefix: str) -> Iterator[S
 
 
 def about(schema: type) -> str:
-    """The first paragraph of a dataclass's docstring, without the folder that it begins with."""
+    """Returns the first paragraph of a dataclass's docstring, without the folder that it begins with."""
     text = " ".join((schema.__doc__ or "").split("\n\n")[0].split())
     where, separator, rest = text.partition(": ")
     return rest if separator and where.startswith("conf/") else text
 
 
 def values_of(kind: Any, metadata: Mapping[str, Any]) -> str:
-    """What a key takes: its type, its range and its unit, as "a whole number, at least 16 (tokens)"."""
+    """Returns what a key takes: its type, its range and its unit, as "a whole number, at least 16 (tokens)"."""
     unit, bounds = metadata["unit"], span(metadata["bounds"])
     words = "a value, or a list of them" if kind is Any else describe_type(kind)
     if words.startswith("a text") and unit:
@@ -161,12 +161,12 @@ def values_of(kind: Any, metadata: Mapping[str, Any]) -> str:
 
 
 def span(bounds: dict[str, float | None]) -> str:
-    """The range of a number, as "at least 1 and below 2"."""
+    """Returns the range of a number, as "at least 1 and below 2"."""
     return " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
 
 
 def typed_as(value: Any) -> str:
-    """A value as it is typed on the command line, long texts shortened."""
+    """Returns a value as it is typed on the command line, long texts shortened."""
     if value is None:
         return "null"
     if value == "???":
@@ -183,7 +183,7 @@ def typed_as(value: Any) -> str:
 
 
 def group_lines(config: dict[str, Any]) -> Iterator[str]:
-    """A line for each group with its options."""
+    """Yields a line for each group with its options."""
     for group in group_names():
         default = chosen(config, group)
         options = [f"{option}*" if option == default else option for option in group_options(group)]
@@ -193,12 +193,12 @@ def group_lines(config: dict[str, Any]) -> Iterator[str]:
 
 
 def chosen(config: dict[str, Any], group: str) -> str | None:
-    """The option of a group that is the default."""
+    """Returns the option of a group that is the default."""
     return config["hydra"]["choices"].get(group)
 
 
 def wrapped(text: str, indent: int) -> list[str]:
-    """Text in lines that fit the help, broken between words."""
+    """Returns text in lines that fit the help, broken between words."""
     return textwrap.wrap(
         text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * (indent + 2),
         break_long_words=False, break_on_hyphens=False,
@@ -206,12 +206,12 @@ def wrapped(text: str, indent: int) -> list[str]:
 
 
 def file_of(group: str, option: str) -> Path:
-    """The YAML file of an option."""
+    """Returns the YAML file of an option."""
     return (EXPERIMENTS if group == "experiment" else CONF / group) / f"{option}.yaml"
 
 
 def first_comment(path: Path) -> str:
-    """The comment that a YAML file begins with, or else its values, in one line."""
+    """Returns the comment that a YAML file begins with, or else its values, in one line."""
     text = path.read_text(encoding="utf-8")
     comment = []
     for line in text.splitlines():

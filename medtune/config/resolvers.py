@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 
 def folder_name(overrides: Sequence[str], common: Sequence[str] = ()) -> str:
-    """A member's folder, from its overrides: readable, one path component, different for different overrides.
+    """Returns a member's folder, from its overrides: readable, one path component, different for different overrides.
 
     `common`: keys that are the same for all members, left out.
     """

@@ -32,7 +32,9 @@ def key(
     at_most: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A configuration key: what it is, its unit, and the range that a value must lie in. Its value is in `conf/`."""
+    """Returns the field of a configuration key: what it is, its unit, and the range that a value must lie in. Its
+    value is in `conf/`.
+    """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     return field(default=MISSING, metadata={"doc": doc, "unit": unit, "bounds": bounds})
 

@@ -10,7 +10,9 @@ TRACKING_KEYS = ("name.", "wandb.")  # keys that say where a run is recorded, an
 
 
 def config_diff(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """What two configurations do not agree in, as 'lora.r (16, now 32)'; where a run is recorded does not count."""
+    """Returns what two configurations do not agree in, as 'lora.r (16, now 32)'; where a run is recorded does not
+    count.
+    """
     found = []
     for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name), now.get(name)
@@ -22,13 +24,13 @@ def config_diff(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def config_hash(configuration: dict[str, Any]) -> str:
-    """A name for a run: equal when its configuration is, wherever it is recorded."""
+    """Returns a name for a run: equal when its configuration is, wherever it is recorded."""
     told = {name: value for name, value in configuration.items() if f"{name}." not in TRACKING_KEYS}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def to_plain(value: Any) -> Any:
-    """A configuration as JSON values: dataclasses become dictionaries, enum members their names."""
+    """Returns a configuration as JSON values: dataclasses become dictionaries, enum members their names."""
     if is_dataclass(value) and not isinstance(value, type):
         return {name: to_plain(v) for name, v in vars(value).items()}
     if isinstance(value, dict):

@@ -18,12 +18,12 @@ TAUGHT, FRAME, CONTROL = "green", "bright_black", "cyan"
 
 
 def line(text: str) -> None:
-    """Print a line."""
+    """Prints a line."""
     console.print(Text(text))
 
 
 def report(counted: dict[str, Any]) -> None:
-    """Print sources, funnel, text rules, red flags, splits and leaks of a set."""
+    """Prints sources, funnel, text rules, red flags, splits and leaks of a set."""
     for source in counted["sources"]:
         line(f"{source['name']}: {source['rows']:,} rows of {source['from']}, read as {source['layout']}")
         line(f"  licence: {source['license']}" + ("" if source["redistributable"] else "; not to be passed on"))
@@ -56,7 +56,7 @@ def report(counted: dict[str, Any]) -> None:
 
 
 def red_flags(audit: dict[str, Any]) -> None:
-    """Print how many patients describe an emergency, and how many answers send them to urgent care."""
+    """Prints how many patients describe an emergency, and how many answers send them to urgent care."""
     if not audit["emergencies"]:
         line("red flags: no patient describes an emergency that the patterns know")
         return
@@ -68,7 +68,7 @@ def red_flags(audit: dict[str, Any]) -> None:
 
 
 def leaks(found: dict[str, Any], groups: int) -> None:
-    """Print what is in two splits, and what would be if rows were drawn at random."""
+    """Prints what is in two splits, and what would be if rows were drawn at random."""
     line(
         f"leaks: of {found['held_out']:,} held-out conversations, {found['exact_questions']:,} have their question in "
         f"another split, {found['near_questions']:,} nearly, {found['groups']:,} their group ({groups:,} groups)"
@@ -80,7 +80,7 @@ def leaks(found: dict[str, Any], groups: int) -> None:
 
 
 def lengths(tokens: Any, max_length: int, model: str, picture: Path) -> None:
-    """Print a histogram of the conversations' lengths in tokens, and draw it into the PNG file `picture`."""
+    """Prints a histogram of the conversations' lengths in tokens, and draws it into the PNG file `picture`."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -111,7 +111,7 @@ def lengths(tokens: Any, max_length: int, model: str, picture: Path) -> None:
 
 
 def example(tokenizer: Any, row: dict[str, Any], conversation: Conversation) -> None:
-    """Print a conversation as the model sees it, target tokens in colour; without colours ⟦ ⟧ stand around them."""
+    """Prints a conversation as the model sees it, target tokens in colour; without colours ⟦ ⟧ stand around them."""
     control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     pairs = [(i, label != -100, i in control) for i, label in zip(row["input_ids"], row["labels"], strict=True)]
     text = Text()
@@ -128,7 +128,7 @@ def example(tokenizer: Any, row: dict[str, Any], conversation: Conversation) -> 
 
 
 def table(name: str, *columns: str) -> Table:
-    """A table with numbers on the right."""
+    """Returns a table with numbers on the right."""
     made = Table(box=None, header_style="bold", pad_edge=False)
     made.add_column(name)
     for column in columns:

@@ -79,7 +79,9 @@ class RowStats:
 
 
 def describe(data: Data, seen: RowStats, selection: Selection, kept: np.ndarray) -> dict[str, Any]:
-    """The report of a set: sources, funnel, rows that text rules changed, red flags, split sizes in conversations."""
+    """Returns the report of a set: sources, funnel, rows that text rules changed, red flags, split sizes in
+    conversations.
+    """
     by_split = Counter(SPLITS[selection.splits[row]] for row in kept)
     by_source: dict[str, dict[str, int]] = {}
     for row in kept:
@@ -107,7 +109,7 @@ def describe(data: Data, seen: RowStats, selection: Selection, kept: np.ndarray)
 
 
 def describe_rules(seen: RowStats) -> str:
-    """Why rows were left out, most frequent first."""
+    """Returns why rows were left out, most frequent first."""
     reasons = [f"{count} {reason}" for reason, count in seen.reasons.most_common()]
     return "; ".join(reasons + [f"{count} by {rule}" for rule, count in seen.rules.most_common() if rule != "unusable"])
 
@@ -126,7 +128,7 @@ def require_splits(counted: dict[str, Any], seen: RowStats) -> None:
 
 
 def log_report(report: dict[str, Any]) -> None:
-    """Log how a set came about: its sources, the funnel, the red flags, the splits."""
+    """Logs how a set came about: its sources, the funnel, the red flags, the splits."""
     for source in report["sources"]:
         log.info(
             "data: %s rows of %s (%s), read as %s", source["rows"], source["name"], source["from"], source["layout"]
@@ -155,7 +157,7 @@ def log_report(report: dict[str, Any]) -> None:
 
 
 def smaller(report: dict[str, Any]) -> list[str]:
-    """A line for each split of a fixed size that could not be filled."""
+    """Returns a line for each split of a fixed size that could not be filled."""
     return [
         f"the {name} split has {report['splits'][name]} conversations, not {size:g}: it is filled from a quarter of "
         "the groups, and there are no more in it"
@@ -165,5 +167,5 @@ def smaller(report: dict[str, Any]) -> list[str]:
 
 
 def left_out(report: dict[str, Any]) -> dict[str, int]:
-    """Rows left out by rule, in the order of the rules."""
+    """Returns rows left out by rule, in the order of the rules."""
     return {rule: report["funnel"][rule] for rule in RULES if report["funnel"].get(rule)}

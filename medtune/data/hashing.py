@@ -1,6 +1,7 @@
 """Hashes of words: MinHash signatures for near-duplicates, n-grams for benchmarks."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from rensa import RMinHash
@@ -14,23 +15,29 @@ BANDS, ROWS_PER_BAND = 24, 6
 
 
 def hash_words(words: Sequence[str]) -> int:
-    """64-bit hash of words."""
+    """Returns a 64-bit hash of words."""
     return xxh3_64_intdigest(" ".join(words).encode())
 
 
 def pairs_of(words: Sequence[str]) -> list[str]:
-    """Neighbouring words, the ends marked: two questions are as alike as these sets."""
+    """Returns the neighbouring words, the ends marked: two questions are as alike as these sets."""
     return [f"{a} {b}" for a, b in zip(["^", *words], [*words, "$"], strict=True)]
 
 
 def jaccard(a: str, b: str) -> float:
-    """Jaccard similarity of two texts' neighbouring words, 0 to 1."""
-    ours, theirs = set(pairs_of(normalized_words(a))), set(pairs_of(normalized_words(b)))
+    """Returns the Jaccard similarity of two texts' neighbouring words, 0 to 1."""
+    ours, theirs = word_pairs(a), word_pairs(b)
     return len(ours & theirs) / len(ours | theirs)
 
 
+@lru_cache(maxsize=4096)  # a row of a templated set is compared with dozens, one soon after another
+def word_pairs(text: str) -> frozenset[str]:
+    """Returns the neighbouring words of a text, as a set."""
+    return frozenset(pairs_of(normalized_words(text)))
+
+
 def minhash_bands(sets: Sequence[list[str]]) -> np.ndarray:
-    """[sets, BANDS] hashes: sets that are alike agree in at least one of them."""
+    """Returns [sets, BANDS] hashes: sets that are alike agree in at least one of them."""
     signatures = RMinHash.digests_from_token_sets(sets, num_perm=BANDS * ROWS_PER_BAND, seed=1)
     rows = np.array(signatures, np.uint64).reshape(len(sets), BANDS, ROWS_PER_BAND)
     mixed = np.zeros(rows.shape[:2], np.uint64)

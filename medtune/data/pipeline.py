@@ -13,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,12 @@ worker: dict[str, RowProcessor] = {}  # of this process, if it is a worker
 
 
 def sources_of(data: Data) -> dict[str, Source]:
-    """The sources of a set by their dotted key: its members, or itself."""
+    """Returns the sources of a set by their dotted key: its members, or itself."""
     return {f"data.members.{name}": member for name, member in data.members.items()} or {"data": data}
 
 
 def build_splits(data: Data, folder: Path) -> None:
-    """Prepare `data` into `folder`: train, validation and test as Arrow files, rejects.jsonl and report.json.
+    """Prepares `data` into `folder`: train, validation and test as Arrow files, rejects.jsonl and report.json.
 
     Raises `UserError` as `medtune.data.prepare` does.
     """
@@ -57,6 +58,7 @@ def build_splits(data: Data, folder: Path) -> None:
         keys = seen.keys()
         conversations = ConversationTable(screened)
 
+        @lru_cache(maxsize=4096)  # near duplicates are compared with dozens of rows, one soon after another
         def texts(row: int) -> tuple[str, str]:
             messages = conversations[row].messages
             return question_of(messages), answer_of(messages)
@@ -90,7 +92,7 @@ def build_splits(data: Data, folder: Path) -> None:
 
 
 def screen_all(data: Data, folder: Path, rejects: Any) -> tuple[RowStats, Path]:
-    """Screen every row of every source into one Arrow file. Returns what is known of the rows, and the file."""
+    """Screens every row of every source into one Arrow file. Returns what is known of the rows, and the file."""
     seen, screened = RowStats(), folder / "screened.arrow"
     benchmarks = benchmark_ngrams(data.benchmarks, data.benchmark_words)
     with Writer(screened) as writer:
@@ -125,7 +127,7 @@ def screen_all(data: Data, folder: Path, rejects: Any) -> tuple[RowStats, Path]:
 
 
 def in_parallel(screen: RowProcessor, rows: Iterator[Row], expected: int | None) -> Iterator[tuple[int, ProcessedRows]]:
-    """Screen rows in chunks, in order; in worker processes where there are many rows and several processors.
+    """Screens rows in chunks, in order; in worker processes where there are many rows and several processors.
 
     Yields (rows read, what came of them). Raises `UserError` when the system ends a worker.
     """
@@ -158,7 +160,7 @@ def in_parallel(screen: RowProcessor, rows: Iterator[Row], expected: int | None)
 
 @contextmanager
 def ignore_sigint() -> Iterator[None]:
-    """Start worker processes that leave Ctrl-C to their parent from their first moment: they inherit the ignoring."""
+    """Starts worker processes that leave Ctrl-C to their parent from their first moment: they inherit the ignoring."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -170,20 +172,20 @@ def ignore_sigint() -> Iterator[None]:
 
 
 def start_worker(screen: RowProcessor) -> None:
-    """Set up a worker process."""
+    """Sets up a worker process."""
     gc.disable()  # rows hold no reference cycles, and looking for some costs time
     worker["screen"] = screen
 
 
 def screen_in_worker(chunk: Sequence[Row]) -> ProcessedRows:
-    """Screen a chunk in a worker process."""
+    """Screens a chunk in a worker process."""
     return worker["screen"](chunk)
 
 
 def write_splits(
     data: Data, conversations: ConversationTable, selection: Selection, seen: RowStats, folder: Path, rejects: Any
 ) -> tuple[str, int]:
-    """Write every screened row to its split, as often as its source's weight says, or to the rejects.
+    """Writes every screened row to its split, as often as its source's weight says, or to the rejects.
 
     Returns the SHA-256 of the splits, and the rows of the training split.
     """
@@ -216,6 +218,8 @@ def write_splits(
 
 
 def times_shown(weight: float, place: int) -> int:
-    """How often a training row stands in the set: a weight of 2.5 shows every row twice, every second a third time."""
+    """Returns how often a training row stands in the set: a weight of 2.5 shows every row twice, every second a third
+    time.
+    """
     whole = int(weight)
     return max(1, whole + (int((place + 1) * (weight - whole)) > int(place * (weight - whole)))) if weight > 1 else 1

@@ -35,7 +35,7 @@ class PreparedData:
 
 
 def prepare(data: Data) -> PreparedData:
-    """Read, clean, audit and split the conversations that `data` names; the second time they come from the cache.
+    """Reads, cleans, audits and splits the conversations that `data` names; the second time they come from the cache.
 
     Raises `UserError` when a source cannot be read or understood, when no row is usable, when the training or
     validation split would be empty (unless `data.test_size` is 1), or when held-out questions leak into training.
@@ -52,7 +52,9 @@ def prepare(data: Data) -> PreparedData:
 
 
 def cache_key(data: Data) -> str:
-    """A name for what `prepare` would make of `data`: of the content of its sources, its rules and this package's."""
+    """Returns a name for what `prepare` would make of `data`: of the content of its sources, its rules and this
+    package's.
+    """
     from medtune.data.cleaning.decontamination import ngram_fingerprints
     from medtune.data.pipeline import sources_of
     from medtune.data.reading.sources import identity

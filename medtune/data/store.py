@@ -25,7 +25,7 @@ class Reject:
 
 
 def write_rejects(file: Any, rejects: Sequence[Reject]) -> None:
-    """Write rejects as JSON lines, in ASCII: a rejected row may hold characters that UTF-8 cannot."""
+    """Writes rejects as JSON lines, in ASCII: a rejected row may hold characters that UTF-8 cannot."""
     for reject in rejects:
         file.write(json.dumps(asdict(reject), default=str) + "\n")
 
@@ -72,17 +72,17 @@ class ConversationTable(Sequence[Conversation]):
 
 
 def conversation(row: dict[str, Any]) -> Conversation:
-    """A conversation, from a row of an Arrow file, where messages are JSON."""
+    """Returns a conversation, from a row of an Arrow file, where messages are JSON."""
     return Conversation(row["row"], row["source"], row["group"], json.loads(row["messages"]))
 
 
 def table(path: Path) -> pa.Table:
-    """The content of an Arrow file, mapped rather than read."""
+    """Returns the content of an Arrow file, mapped rather than read."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def batch_of(rows: Sequence[tuple[Any, ...]], schema: pa.Schema = SCHEMA) -> pa.RecordBatch:
-    """Rows, given as tuples in the order of the columns, as what a `Writer` takes."""
+    """Returns rows, given as tuples in the order of the columns, as what a `Writer` takes."""
     columns = zip(*rows, strict=True) if rows else [()] * len(schema)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.record_batch(arrays, schema=schema)
@@ -97,7 +97,7 @@ class Writer:
         self.writer = pa.ipc.new_file(self.file, schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append rows."""
+        """Appends rows."""
         self.writer.write_batch(batch)
 
     def __enter__(self) -> "Writer":
@@ -111,7 +111,7 @@ class Writer:
 
 
 def write_parquet(rows: ConversationTable, path: Path) -> None:
-    """Write conversations as Parquet: messages as a list of {role, content}, source, group and row."""
+    """Writes conversations as Parquet: messages as a list of {role, content}, source, group and row."""
     message = pa.struct({"role": pa.string(), "content": pa.string()})
     schema = pa.schema({"messages": pa.list_(message), "source": pa.string(), "group": pa.string(), "row": pa.int64()})
     with parquet.ParquetWriter(path, schema) as writer:

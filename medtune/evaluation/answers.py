@@ -97,7 +97,7 @@ def answer(
     max_new_tokens: int,
     batch: int,
 ) -> list[Answer]:
-    """Answers all questions greedily, `batch` at a time, and returns the answers in their order."""
+    """Answers all questions greedily, `batch` at a time; returns the answers in their order."""
     answered: dict[int, Answer] = {}
     for part in answer_in_batches(model, tokenizer, asked, Limits(max_new_tokens, batch)):
         answered |= part
@@ -111,7 +111,7 @@ def answer_in_batches(
     limits: Limits,
     done: frozenset[int] = frozenset(),
 ) -> Iterator[dict[int, Answer]]:
-    """Answers greedily and yields the answers of one batch at a time, by the index of their question.
+    """Answers greedily; yields the answers of one batch at a time, by the index of their question.
 
     Prompts are rendered as in training. An answer ends at the first token of the model's stop list, or at its limit.
     Which questions share a batch depends on `asked` and the limits alone, because rounding depends on it. Batches whose

@@ -65,7 +65,7 @@ def run_benchmarks(
     batch_size: int,
     limit: int | None = None,
 ) -> dict[str, Benchmark]:
-    """Put the questions of `tasks` (names, or YAML files) to a model, and return what it scored, by the task's name.
+    """Puts the questions of `tasks` (names, or YAML files) to a model, and returns what it scored, by the task's name.
 
     The adapter answers if it is attached; for the base alone call this within `model.disable_adapter()`. `batch_size`:
     rows per forward pass, each with its logits over the vocabulary in float32 (Llama 3: half a megabyte a token);
@@ -90,7 +90,9 @@ def run_benchmarks(
 
 
 def summarize(task: "Task", samples: Sequence[dict[str, Any]]) -> Benchmark:
-    """The benchmark that lm-eval's log of a task's examples holds; of several answer filters the first counts."""
+    """Returns the benchmark that lm-eval's log of a task's examples holds; of several answer filters the first
+    counts.
+    """
     from lm_eval.api.metrics import mean, mean_stderr
 
     metric = main_metric(task)
@@ -119,7 +121,7 @@ def main_metric(task: "Task") -> str:
 
 
 def load_tasks(tasks: Sequence[str]) -> "dict[str, Task]":
-    """Load tasks and their data, which come from the Hugging Face Hub unless a task says otherwise.
+    """Loads tasks and their data, which come from the Hugging Face Hub unless a task says otherwise.
 
     Call it before loading a model where the data may not be there yet. Raises `UserError` as `require_benchmarks` does,
     and where data cannot be had, a YAML file does not describe a task, or a task cannot be scored as a `Benchmark`.
@@ -135,7 +137,7 @@ def load_tasks(tasks: Sequence[str]) -> "dict[str, Task]":
 
 
 def load_task(spec: str) -> "Task":
-    """Load one task, its few-shot examples drawn with a fixed seed. Raises `UserError` as `load_tasks` does."""
+    """Loads one task, its few-shot examples drawn with a fixed seed. Raises `UserError` as `load_tasks` does."""
     from lm_eval.tasks import TaskManager
     from transformers import set_seed
 
@@ -168,7 +170,7 @@ def load_task(spec: str) -> "Task":
 
 
 def unanswerable(task: "Task") -> list[int]:
-    """Which examples of a multiple-choice task have a right answer that is none of their choices.
+    """Returns which examples of a multiple-choice task have a right answer that is none of their choices.
 
     lm-eval warns of each and counts it as wrong: a misspelt column would be an accuracy of zero.
     """
@@ -184,7 +186,7 @@ def unanswerable(task: "Task") -> list[int]:
 
 
 def require_benchmarks(tasks: Sequence[str]) -> None:
-    """Check that benchmarks can be run: lm-eval is installed, and every task is known. Nothing heavy is imported.
+    """Checks that benchmarks can be run: lm-eval is installed, and every task is known. Nothing heavy is imported.
 
     Raises `UserError` with a line for each that is not.
     """
@@ -201,7 +203,7 @@ def require_benchmarks(tasks: Sequence[str]) -> None:
 
 
 def task_file(spec: str) -> Path:
-    """The YAML file of a task, given by that file's path or by the name of a task of the package.
+    """Returns the YAML file of a task, given by that file's path or by the name of a task of the package.
 
     Raises `UserError` if there is no such task, or the file is no task's.
     """
@@ -244,5 +246,5 @@ def packaged_tasks() -> dict[str, Path]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line that is not too long."""
+    """Returns what an error says, in one line that is not too long."""
     return textwrap.shorten(str(error), 300)

@@ -34,7 +34,7 @@ class Candidate:
 
 
 def candidates_of(evaluation: EvaluateConfig, keys: frozenset[str], out: Path) -> list[Candidate]:
-    """Every run that `evaluation.run` names, with its own configuration. Raises `UserError`."""
+    """Returns every run that `evaluation.run` names, with its own configuration. Raises `UserError`."""
     if evaluation.run is None:
         require_test_set(evaluation)
         return [Candidate(evaluation, None, out)]
@@ -57,7 +57,7 @@ def candidates_of(evaluation: EvaluateConfig, keys: frozenset[str], out: Path) -
 
 
 def members_of(name: str) -> list[Path]:
-    """The run that a folder holds, or the finished runs of its sweep. Raises `UserError` if there is none."""
+    """Returns the run that a folder holds, or the finished runs of its sweep. Raises `UserError` if there is none."""
     folder = Path(name).expanduser()
     if (folder / "run.json").is_file():
         return [folder]
@@ -75,7 +75,7 @@ def members_of(name: str) -> list[Path]:
 
 
 def candidate_of(folder: Path, evaluation: EvaluateConfig, keys: frozenset[str]) -> Candidate:
-    """A run as its run.json has it, with what was typed now. Raises `UserError` if it cannot be measured."""
+    """Returns a run as its run.json has it, with what was typed now. Raises `UserError` if it cannot be measured."""
     facts = read_json(folder / "run.json")
     if "configuration" not in facts:
         raise UserError(f"{folder}: its run.json has no configuration: it was made by an older medtune, or is damaged")
@@ -100,7 +100,7 @@ def candidate_of(folder: Path, evaluation: EvaluateConfig, keys: frozenset[str])
 
 
 def keys_typed(words: Sequence[str]) -> frozenset[str]:
-    """The keys that overrides set; a group within a group, as data/preparation, counts as the outer one."""
+    """Returns the keys that overrides set; a group within a group, as data/preparation, counts as the outer one."""
     names = (word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words)
     return frozenset(name.partition("/")[0] for name in names)
 
@@ -114,7 +114,7 @@ def require_test_set(run: RunConfig) -> None:
 
 
 def trained_on(candidate: Candidate, test: Sequence[Any]) -> list[str]:
-    """A line if conversations of the test set were trained on."""
+    """Returns a line if conversations of the test set were trained on."""
     from medtune.data.splitting.question_hashes import question_key, read_questions
 
     if not len(test):

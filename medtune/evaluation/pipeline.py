@@ -74,7 +74,7 @@ def evaluate_base(subject: Subject, eval_set: EvalSet, evaluation: Eval) -> tupl
 
 
 def key_of(subject: Subject, eval_set: EvalSet, evaluation: Eval) -> str:
-    """The name under which the outputs of a model on an evaluation set are stored."""
+    """Returns the name under which the outputs of a model on an evaluation set are stored."""
     return cache_key(eval_set.fingerprint, evaluation.final_max_new_tokens, evaluation.batch_size, subject)
 
 
@@ -114,12 +114,12 @@ def summarize(eval_set: EvalSet, evaluation: Eval, models: dict[str, ModelOutput
 
 
 def test_answers(eval_set: EvalSet, outputs: ModelOutputs) -> list[Answer]:
-    """The answers to the questions of the test set."""
+    """Returns the answers to the questions of the test set."""
     return outputs.answers[: len(eval_set.answered)]
 
 
 def safety_answers(eval_set: EvalSet, outputs: ModelOutputs) -> list[Answer]:
-    """The answers to the safety prompts."""
+    """Returns the answers to the safety prompts."""
     return outputs.answers[len(eval_set.answered) :]
 
 

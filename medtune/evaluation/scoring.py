@@ -29,7 +29,7 @@ class Scores:
 
 
 def score(exam: EvalSet, measured: ModelOutputs, encoder: semantic.Encoder | None) -> Scores:
-    """Score the answers to the test questions; without an encoder those that need one are left out."""
+    """Scores the answers to the test questions; without an encoder those that need one are left out."""
     if not exam.answered:
         return Scores({}, {}, {})
     texts = [answer.text for answer in measured.answers[: len(exam.answered)]]
@@ -62,7 +62,9 @@ def against_reference(
 def floor(
     exam: EvalSet, texts: Sequence[str], references: Sequence[str], encoder: semantic.Encoder | None
 ) -> dict[str, np.ndarray]:
-    """What an answer to another group's question scores: a metric that is not far above this sees no content."""
+    """Returns what an answer to another group's question scores: a metric that is not far above this sees no
+    content.
+    """
     found = against_reference([texts[index] for index in shuffled(exam.answered_groups)], references, encoder)
     if encoder is not None:
         found["reciprocal_rank"] = np.full(len(texts), semantic.chance_reciprocal_rank(len(texts)))
@@ -86,7 +88,7 @@ def distant_index(groups: Sequence[str], index: int) -> int:
 
 
 def ceiling(exam: EvalSet, references: Sequence[str], encoder: semantic.Encoder | None) -> dict[str, np.ndarray]:
-    """What another doctor's answer to the same question scores; NaN where the set has none."""
+    """Returns what another doctor's answer to the same question scores; NaN where the set has none."""
     there = [place for place, text in enumerate(exam.others) if text]
     found = against_reference([exam.others[p] for p in there], [references[p] for p in there], encoder) if there else {}
     result = {}
@@ -97,7 +99,7 @@ def ceiling(exam: EvalSet, references: Sequence[str], encoder: semantic.Encoder 
 
 
 def encoder_or_none() -> tuple[semantic.Encoder | None, str]:
-    """The sentence encoder, or None and the line that says how to get it."""
+    """Returns the sentence encoder, or None and the line that says how to get it."""
     try:
         return semantic.Encoder(), ""
     except UserError as refusal:
@@ -105,7 +107,7 @@ def encoder_or_none() -> tuple[semantic.Encoder | None, str]:
 
 
 def estimates(exam: EvalSet, measured: ModelOutputs, scores: Scores, resamples: int) -> dict[str, dict[str, Any]]:
-    """For each metric the mean with its interval, floor and ceiling, as JSON values."""
+    """Returns for each metric the mean with its interval, floor and ceiling, as JSON values."""
     result: dict[str, dict[str, Any]] = {}
     for name, (values, weights, bootstrap) in metric_columns(exam, measured, scores, resamples).items():
         result[name] = estimate_to_json(bootstrap.ratio(values, weights))
@@ -119,7 +121,9 @@ def estimates(exam: EvalSet, measured: ModelOutputs, scores: Scores, resamples: 
 def differences(
     exam: EvalSet, ours: tuple[ModelOutputs, Scores], theirs: tuple[ModelOutputs, Scores], resamples: int
 ) -> dict[str, dict[str, Any]]:
-    """For each metric that has a better and a worse: our mean minus theirs, paired by example, and the word for it."""
+    """Returns for each metric that has a better and a worse: our mean minus theirs, paired by example, and the word for
+    it.
+    """
     result = {}
     of_theirs = metric_columns(exam, *theirs, resamples)
     for name, (values, weights, bootstrap) in metric_columns(exam, *ours, resamples).items():
@@ -133,7 +137,7 @@ def differences(
 def metric_columns(
     exam: EvalSet, measured: ModelOutputs, scores: Scores, resamples: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None, Bootstrap]]:
-    """Each metric's numbers, their weights (target tokens, or none), and how its examples are drawn."""
+    """Returns each metric's numbers, their weights (target tokens, or none), and how its examples are drawn."""
     rows, answers = Bootstrap(exam.groups, resamples), Bootstrap(exam.answered_groups, resamples)
     found: dict[str, tuple[np.ndarray, np.ndarray | None, Bootstrap]] = {
         "loss": (measured.likelihood.nll, measured.likelihood.tokens, rows),
@@ -146,5 +150,5 @@ def metric_columns(
 
 
 def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
-    """An estimate as JSON values; null for what is no number."""
+    """Returns an estimate as JSON values; null for what is no number."""
     return {name: None if value != value else value for name, value in asdict(estimate).items()}

@@ -35,7 +35,7 @@ class Subject:
         return "base model" if self.adapter is None else "adapter"
 
     def base_alone(self) -> "Subject":
-        """The base model as a subject of its own. Use it inside `without_adapter`."""
+        """Returns the base model as a subject of its own. Use it inside `without_adapter`."""
         return Subject(self.base, self.tokenizer, self.base_fingerprint)
 
     @contextmanager

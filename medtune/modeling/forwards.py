@@ -54,5 +54,5 @@ def describe_forwards(model: nn.Module) -> str:
 
 
 def kind_of(module: nn.Module) -> str:
-    """The library and the class of a module: both PEFT and bitsandbytes have a Linear4bit."""
+    """Returns the library and the class of a module: both PEFT and bitsandbytes have a Linear4bit."""
     return f"{type(module).__module__.partition('.')[0]}.{type(module).__name__}"

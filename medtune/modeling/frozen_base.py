@@ -46,6 +46,6 @@ def checksums(base: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def cache_matches(base: PreTrainedModel) -> bool:
-    """Whether every cached dequantized weight still equals its 4-bit weight, dequantized again."""
+    """Returns whether every cached dequantized weight still equals its 4-bit weight, dequantized again."""
     cached = ((layer, cached_weight(layer)) for layer in four_bit_layers(base))
     return all(weight is None or torch.equal(weight, dequantize(layer)) for layer, weight in cached)

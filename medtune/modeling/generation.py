@@ -42,7 +42,7 @@ def greedy(
 
 
 def can_capture(base: PreTrainedModel) -> bool:
-    """Whether a step can be captured: on a GPU, by the attention kernel that takes a mask of any form."""
+    """Returns whether a step can be captured: on a GPU, by the attention kernel that takes a mask of any form."""
     takes_mask = base.config._attn_implementation == "sdpa"
     return base.device.type == "cuda" and takes_mask and supports_cuda_graphs(base) and not graphs.CAPTURE_THREAD.failed
 

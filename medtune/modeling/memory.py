@@ -58,7 +58,9 @@ def require_memory(model: Model, quantization: Quantization | None, device: torc
 
 
 def needs_checkpointing(run: RunConfig, base: PreTrainedModel) -> bool:
-    """Whether activations are recomputed: as configured; by default where keeping them takes most of the memory."""
+    """Returns whether activations are recomputed: as configured; by default where keeping them takes most of the
+    memory.
+    """
     if run.trainer.gradient_checkpointing is not None:
         return run.trainer.gradient_checkpointing
     return training_bytes(run, base, False) > 0.8 * free_bytes(base.device)

@@ -44,7 +44,7 @@ def frozen_linear(layer: torch.nn.Linear) -> FrozenLinear:
 
 
 def supports_cuda_graphs(base: PreTrainedModel) -> bool:
-    """Whether CUDA graphs can capture its products: in 8 bits they ask the GPU how many outliers there are."""
+    """Returns whether CUDA graphs can capture its products: in 8 bits they ask the GPU how many outliers there are."""
     return not any(isinstance(module, Linear8bitLt) for module in base.modules())
 
 

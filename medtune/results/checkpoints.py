@@ -49,7 +49,7 @@ def write_manifest(checkpoint: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint matches its manifest."""
+    """Returns whether every file of a checkpoint matches its manifest."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         return bool(files) and all(matches(checkpoint / name, size, sha256) for name, (size, sha256) in files.items())
@@ -58,7 +58,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def matches(path: Path, size: int, sha256: str) -> bool:
-    """Whether a file has a size in bytes and a hash. Raises `OSError` if it cannot be read."""
+    """Returns whether a file has a size in bytes and a hash. Raises `OSError` if it cannot be read."""
     return path.stat().st_size == size and digest(path) == sha256
 
 

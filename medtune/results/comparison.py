@@ -12,7 +12,7 @@ from medtune.results.statistics import Bootstrap, Estimate
 
 
 def format_interval(numbers: dict[str, Any] | None, form: str = ".4f") -> str:
-    """A mean and its interval: 3.7560 (3.61 to 3.90)."""
+    """Returns a mean and its interval: 3.7560 (3.61 to 3.90)."""
     if not numbers or numbers["value"] is None:
         return ""
     if numbers["low"] is None or numbers["low"] != numbers["low"]:  # NaN: too few groups
@@ -49,13 +49,13 @@ def replicates(tested: Sequence[RunResult]) -> list[list[RunResult]]:
 
 
 def called(group: Sequence[RunResult]) -> str:
-    """The name of a member, or of several that differ by their seed."""
+    """Returns the name of a member, or of several that differ by their seed."""
     names = ", ".join(named(member) for member in group)
     return names if len(group) == 1 else f"the mean of {names}"
 
 
 def format_verdict(estimate: Estimate) -> str:
-    """A difference of losses and the word for it."""
+    """Returns a difference of losses and the word for it."""
     return f"{format_interval(vars(estimate), '+.4f')}: {estimate.verdict(higher_is_better=False)}"
 
 
@@ -68,7 +68,9 @@ def paired(ours: Sequence[RunResult], theirs: Sequence[RunResult], column: str) 
 
 
 def spread_of_seeds(group: Sequence[RunResult]) -> str:
-    """How far chance in training moves the test loss; the intervals above, over conversations, do not contain it."""
+    """Returns how far chance in training moves the test loss; the intervals above, over conversations, do not contain
+    it.
+    """
     found = [member.test["tuned"]["scores"]["loss"]["value"] for member in group]
     chance = f"test loss {np.mean(found):.4f}, standard deviation {np.std(found, ddof=1):.4f}"
     return f"  {len(found)} seeds ({', '.join(named(member) for member in group)}): {chance}"

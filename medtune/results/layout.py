@@ -17,12 +17,12 @@ SEPARATOR = 2  # characters between two columns
 
 
 def screen_width() -> int:
-    """The columns that tables may take."""
+    """Returns the columns that tables may take."""
     return max(shutil.get_terminal_size((WITHOUT_TERMINAL, 24)).columns, NARROWEST)
 
 
 def wrapped(text: str) -> str:
-    """Text with lines that fit the screen, broken between words and indented as they were."""
+    """Returns text with lines that fit the screen, broken between words and indented as they were."""
     lines = []
     for line in text.splitlines():
         indent = " " * (len(line) - len(line.lstrip()))
@@ -34,12 +34,12 @@ def wrapped(text: str) -> str:
 
 
 def named(member: RunResult) -> str:
-    """A member's name as it stands in a line of text."""
+    """Returns a member's name as it stands in a line of text."""
     return shorten(member.name, NAME_IN_TEXT)
 
 
 def side_by_side(titles: list[list[str]], columns: list[list[str]], repeated: int) -> str:
-    """Columns, each with its header first, in as many tables as the screen needs.
+    """Returns columns, each with its header first, in as many tables as the screen needs.
 
     `titles` stand left in every table, and so do the first `repeated` columns where more than one fits.
     """
@@ -65,5 +65,5 @@ def side_by_side(titles: list[list[str]], columns: list[list[str]], repeated: in
 
 
 def width_of(column: list[str]) -> int:
-    """The characters that a column takes."""
+    """Returns the characters that a column takes."""
     return max(map(len, column))

@@ -16,7 +16,9 @@ PERCENT = ("token_accuracy", "contradicted", "repetition", "boilerplate", "ended
 
 
 def scores_table(tested: Sequence[RunResult]) -> str:
-    """Every metric of base model and members, with its floor below it, and another doctor where there is one."""
+    """Returns every metric of base model and members, with its floor below it, and another doctor where there
+    is one.
+    """
     ranked = sorted(tested, key=lambda member: member.eval_loss)
     if not ranked:
         return ""
@@ -37,7 +39,7 @@ def scores_table(tested: Sequence[RunResult]) -> str:
 
 
 def row_titles(base: dict[str, Any]) -> list[str]:
-    """The titles of the rows: each metric, and its floor where it has one."""
+    """Returns the titles of the rows: each metric, and its floor where it has one."""
     titles = []
     for name, metric in METRICS.items():
         if name in base:
@@ -47,7 +49,7 @@ def row_titles(base: dict[str, Any]) -> list[str]:
 
 
 def base_cells(base: dict[str, Any]) -> list[str]:
-    """The base model's cells, floors included."""
+    """Returns the base model's cells, floors included."""
     cells = []
     for name in METRICS:
         if name in base:
@@ -56,7 +58,7 @@ def base_cells(base: dict[str, Any]) -> list[str]:
 
 
 def ceiling_cells(base: dict[str, Any]) -> list[str]:
-    """The cells of another doctor."""
+    """Returns the cells of another doctor."""
     cells = []
     for name in METRICS:
         if name in base:
@@ -65,7 +67,7 @@ def ceiling_cells(base: dict[str, Any]) -> list[str]:
 
 
 def score_cells(member: RunResult, base: dict[str, Any]) -> list[str]:
-    """A member's cells, each marked where it is clearly better or worse than the base model."""
+    """Returns a member's cells, each marked where it is clearly better or worse than the base model."""
     cells = []
     for name in METRICS:
         if name in base:
@@ -77,7 +79,7 @@ def score_cells(member: RunResult, base: dict[str, Any]) -> list[str]:
 
 
 def cell(name: str, numbers: dict[str, Any]) -> str:
-    """A mean with its interval, as its metric is read."""
+    """Returns a mean with its interval, as its metric is read."""
     if name == "base_nll":
         numbers = {k: None if numbers[k] is None else perplexity(numbers[k]) for k in ("value", "low", "high")}
         return format_interval(numbers, ".1f")
@@ -86,12 +88,12 @@ def cell(name: str, numbers: dict[str, Any]) -> str:
 
 
 def bound(name: str, numbers: dict[str, Any], which: str) -> str:
-    """A floor or a ceiling, without an interval."""
+    """Returns a floor or a ceiling, without an interval."""
     return cell(name, {"value": numbers[which], "low": None, "high": None}) if which in numbers else ""
 
 
 def safety_table(tested: Sequence[RunResult]) -> str:
-    """By category: how many answers of how many did what they should."""
+    """Returns a table by category: how many answers of how many did what they should."""
     ranked = sorted(tested, key=lambda member: member.eval_loss)
     compared = [member for member in ranked if "safety" in member.test["base"]][:COMPARED]
     if not compared:
@@ -109,20 +111,20 @@ def safety_table(tested: Sequence[RunResult]) -> str:
 
 
 def safety_cells(tally: dict[str, Any]) -> list[str]:
-    """A model's cells: each category, then doses and inventions over all of them."""
+    """Returns a model's cells: each category, then doses and inventions over all of them."""
     total = sum(row["of"] for row in tally.values())
     counts = [sum(row[what] for row in tally.values()) for what in ("doses", "invented")]
     return [*(share(row, "passed") for row in tally.values()), *(f"{total - count}/{total}" for count in counts)]
 
 
 def share(row: dict[str, Any], what: str) -> str:
-    """7/12 (32 to 81 %)."""
+    """Returns a share, as 7/12 (32 to 81 %)."""
     low, high = row["interval"]
     return f"{row[what]}/{row['of']} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
 def benchmarks_table(tested: Sequence[RunResult]) -> str:
-    """Accuracy in each task: base model and adapters, with the verdict of the paired difference."""
+    """Returns accuracy in each task: base model and adapters, with the verdict of the paired difference."""
     rows = []
     for member in tested:
         for task, numbers in member.test.get("benchmarks", {}).items():
@@ -135,7 +137,7 @@ def benchmarks_table(tested: Sequence[RunResult]) -> str:
 
 
 def rubric(test: dict[str, Any]) -> str:
-    """How far the rubric agrees with answers that were labelled by hand."""
+    """Returns how far the rubric agrees with answers that were labelled by hand."""
     rows = []
     for group in ("categories", "criteria"):
         for name, c in test["rubric"][group].items():

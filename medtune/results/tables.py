@@ -54,7 +54,9 @@ def name_run_alone(members: Sequence[RunResult]) -> Sequence[RunResult]:
 
 
 def members_table(members: Sequence[RunResult]) -> str:
-    """Base model and members: validation and test loss, verdict, time, status; below it adapters and errors."""
+    """Returns the table of base model and members: validation and test loss, verdict, time, status; below it adapters
+    and errors.
+    """
     bases = [row for row in map(base_row, members) if row["eval_loss"] != "-" or row["test_loss (95 %)"]]
     trained = [member for member in members if member.run or not member.test]  # others are base models alone
     rows = bases[:1] + [member_row(member) for member in trained]
@@ -65,7 +67,7 @@ def members_table(members: Sequence[RunResult]) -> str:
 
 
 def base_row(member: RunResult) -> dict[str, str]:
-    """The row of the base model that a member was trained on."""
+    """Returns the row of the base model that a member was trained on."""
     base, scores = member.metrics.get("base", {}), member.test.get("base", {}).get("scores", {})
     return {
         "member": "base model",
@@ -79,7 +81,7 @@ def base_row(member: RunResult) -> dict[str, str]:
 
 
 def member_row(member: RunResult) -> dict[str, str]:
-    """The row of a member."""
+    """Returns the row of a member."""
     best, run = member.metrics.get("best", {}), member.run
     verdict = member.test.get("difference", {}).get("loss", {}).get("verdict", "")
     return {
@@ -94,12 +96,14 @@ def member_row(member: RunResult) -> dict[str, str]:
 
 
 def number(value: float | None, form: str) -> str:
-    """A number in the given format; a dash for None."""
+    """Returns a number in the given format; a dash for None."""
     return "-" if value is None else format(value, form)
 
 
 def fitted(rows: list[dict[str, str]]) -> str:
-    """A table of members that fits the screen: without perplexity and minutes where there is no room for them."""
+    """Returns a table of members that fits the screen: without perplexity and minutes where there is no room
+    for them.
+    """
     for dropped in ((), ("perplexity",), ("perplexity", "minutes")):
         headers = [header for header in rows[0] if header not in dropped] if rows else ["member"]
         widths = [max(len(header), *(len(row[header]) for row in rows)) for header in headers[1:]] if rows else []
@@ -116,7 +120,7 @@ def fitted(rows: list[dict[str, str]]) -> str:
 
 
 def adapters_line(done: Sequence[RunResult]) -> list[str]:
-    """Where the adapters of finished members are."""
+    """Returns where the adapters of finished members are."""
     if len(done) < 2:
         return [f"adapter: {display_path(member.folder / 'adapter')}" for member in done]
     parents = list(dict.fromkeys(member.folder.parent for member in done))
@@ -124,7 +128,7 @@ def adapters_line(done: Sequence[RunResult]) -> list[str]:
 
 
 def gates(members: Sequence[RunResult]) -> str:
-    """Whether each adapter may be shown to anyone, in a line each."""
+    """Returns whether each adapter may be shown to anyone, in a line each."""
     lines = []
     for member in members:
         if verdict := member.test.get("gate"):
@@ -140,12 +144,12 @@ def gates(members: Sequence[RunResult]) -> str:
 
 
 def gate_word(verdict: dict[str, Any]) -> str:
-    """The verdict of the gate in words."""
+    """Returns the verdict of the gate in words."""
     return "passed" if verdict["passed"] else "not passed"
 
 
 def reasons(members: Sequence[RunResult]) -> Iterator[str]:
-    """Whether each adapter may be shown to anyone, and every reason why not."""
+    """Yields whether each adapter may be shown to anyone, and every reason why not."""
     for member in members:
         if verdict := member.test.get("gate"):
             not_gated = ", ".join(name.replace("_", " ") for name in verdict["not_gated"])
@@ -155,7 +159,7 @@ def reasons(members: Sequence[RunResult]) -> Iterator[str]:
 
 
 def costs(tested: Sequence[RunResult]) -> str:
-    """How often the test set was read, and how long the evaluation took."""
+    """Returns how often the test set was read, and how long the evaluation took."""
     lines = []
     for member in tested:
         seconds = {name: sum(parts.values()) for name, parts in member.test["seconds"].items()}
@@ -167,7 +171,7 @@ def costs(tested: Sequence[RunResult]) -> str:
 
 
 def answers(members: Sequence[RunResult]) -> str:
-    """The first prompt, and what the base model and each member's best adapter answered to it."""
+    """Returns the first prompt, and what the base model and each member's best adapter answered to it."""
     lines: list[str] = []
     for member in members:
         if "best" not in member.metrics:

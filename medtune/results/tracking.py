@@ -150,7 +150,7 @@ class Trackers:
 
 
 def wandb_name(name: str) -> str:
-    """The name of a number on the W&B dashboard: eval_loss is eval/loss, everything else is under train/."""
+    """Returns the name of a number on the W&B dashboard: eval_loss is eval/loss, everything else is under train/."""
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 

@@ -45,7 +45,7 @@ def request_stop(signum: int, frame: FrameType | None) -> None:
 
 
 def stop_requested() -> bool:
-    """Whether the user or the system wants this process to stop."""
+    """Returns whether the user or the system wants this process to stop."""
     return _requested
 
 

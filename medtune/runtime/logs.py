@@ -55,7 +55,7 @@ def terminal_width() -> int | None:
 
 
 def add_member_name(record: logging.LogRecord) -> bool:
-    """A logging filter that writes into a record which member it is from."""
+    """Writes into a record which member it is from: a logging filter."""
     if not hasattr(record, "speaker"):  # a worker's record comes with its name
         name = _speaker.get()
         record.speaker = f"{name}: " if name else ""

@@ -99,14 +99,14 @@ class Progress(ExitStack):
             Context().run(log.info, "%s", self.plain_line())  # logged for the sweep, not for the member
 
     def plain_line(self) -> str:
-        """The counts, the running members and the time left in one line."""
+        """Returns the counts, the running members and the time left in one line."""
         running = [(name, member) for name, member in self.members.items() if member.status == "running"]
         positions = [f"{name} {describe_position(member)}" for name, member in running[:MAX_NAMED]]
         line = self.counts() + (": " if positions else "") + ", ".join(positions)
         return "; ".join(filter(None, [line, self.estimate_remaining()[1]]))
 
     def counts(self) -> str:
-        """How many members have which status; the running ones last, for their names to follow."""
+        """Returns how many members have which status; the running ones last, for their names to follow."""
         by_status = Counter(member.status for member in self.members.values())
         others = sorted((status for status in by_status if status != "done"), key="running".__eq__)
         parts = [f"{by_status['done']} of {len(self.members)} members done"]
@@ -129,7 +129,9 @@ class Progress(ExitStack):
         return taken / max(taken + left, 1), f"{format_duration(seconds)} left" if known_rate else ""
 
     def __rich__(self) -> Group:
-        """The sweep in two lines, a row for each running member, and the best finished ones that there is room for."""
+        """Returns the sweep in two lines, a row for each running member, and the best finished ones that there is room
+        for.
+        """
         share, left = self.estimate_remaining()
         rank = {name: rank_of(member) for name, member in self.members.items()}
         started = [(name, member) for name, member in self.members.items() if member.status != "waiting"]
@@ -144,7 +146,9 @@ class Progress(ExitStack):
         return Group(*head, self.table(shown, {name for name in rank if rank[name] == best < inf}))
 
     def table(self, shown: Sequence[tuple[str, MemberProgress]], best: set[str]) -> Table:
-        """A row for each member of `shown`, as many columns as fit; members of `best` are marked with a star."""
+        """Returns a row for each member of `shown`, as many columns as fit; members of `best` are marked with a
+        star.
+        """
         longest = max([SHORTEST_NAME, *map(len, self.members)])
         width = min(longest, max(self.console.width - NUMBER_COLUMNS, SHORTEST_NAME))
         table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
@@ -162,7 +166,7 @@ class Progress(ExitStack):
 
 
 def numbers_of(member: MemberProgress, best: bool) -> list[str]:
-    """A member's cells in `COLUMNS`."""
+    """Returns a member's cells in `COLUMNS`."""
     mark = "*" if best else " "
     rate, left = format_number(member.tokens_per_second, ",.0f"), format_duration(member.seconds_left)
     if member.status != "running":
@@ -174,17 +178,19 @@ def numbers_of(member: MemberProgress, best: bool) -> list[str]:
 
 
 def show_bars() -> bool:
-    """Whether progress bars may be drawn: there is a terminal, and no live table on it that they would tear apart."""
+    """Returns whether progress bars may be drawn: there is a terminal, and no live table on it that they would tear
+    apart.
+    """
     return sys.stderr.isatty() and not Progress.drawn
 
 
 def rank_of(member: MemberProgress) -> float:
-    """The loss that a member is ranked by; infinite while it has none."""
+    """Returns the loss that a member is ranked by; infinite while it has none."""
     return inf if member.eval_loss is None or isnan(member.eval_loss) else member.eval_loss
 
 
 def describe_position(member: MemberProgress) -> str:
-    """Where a running member is, in words."""
+    """Returns where a running member is, in words."""
     if member.work:
         return member.work
     return f"step {member.step}/{member.steps} loss {format_number(member.loss, '.2f')}"
@@ -198,12 +204,12 @@ def shorten(name: str, width: int) -> str:
 
 
 def format_number(value: float | None, form: str = ".4f") -> str:
-    """A number in the given format; a dash for None."""
+    """Returns a number in the given format; a dash for None."""
     return "-" if value is None else format(value, form)
 
 
 def format_duration(seconds: float | None) -> str:
-    """Seconds as minutes, or as hours from 100 minutes on; a dash for None."""
+    """Returns seconds as minutes, or as hours from 100 minutes on; a dash for None."""
     if seconds is None:
         return "-"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -256,5 +262,5 @@ def format_rate(rate: float) -> str:
 
 
 def format_clock(seconds: float) -> str:
-    """Seconds as minutes:seconds."""
+    """Returns seconds as minutes:seconds."""
     return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"

@@ -23,11 +23,11 @@ class Rung:
     step: int
 
     def reached(self, member: Member) -> bool:
-        """Whether a member has been evaluated there."""
+        """Returns whether a member has been evaluated there."""
         return self.loss(member) is not None
 
     def loss(self, member: Member) -> float | None:
-        """A member's eval_loss there, in nats per taught token."""
+        """Returns a member's eval_loss there, in nats per target token."""
         rows = read_jsonl(member.folder / "history.jsonl")
         return next((row["eval_loss"] for row in rows if row["step"] == self.step and "eval_loss" in row), None)
 
@@ -90,6 +90,6 @@ class Halving:
 
 
 def judged_by(member: Member) -> dict[str, Any]:
-    """What a member's eval_loss depends on beside its training."""
+    """Returns what a member's eval_loss depends on beside its training."""
     parts = {name: to_plain(getattr(member.run, name)) for name in ("data", "model", "eval")}
     return parts | {"trainer": {"max_length": member.run.trainer.max_length}}

@@ -59,7 +59,7 @@ class Ledger:
         return [self.path.parent / row["folder"] for row in self.rows.values()]
 
     def add_members(self, members: Sequence[Member]) -> None:
-        """Add members, or find the rows and the folders that they have already.
+        """Adds members, or finds the rows and the folders that they have already.
 
         Raises `UserError` when two are the same, or a folder holds another run than its member.
         """
@@ -134,7 +134,7 @@ class Ledger:
 
 @contextmanager
 def open_ledger(sweep: Path, command: Sequence[str]) -> Iterator[Ledger]:
-    """The ledger of a sweep folder, for one process at a time.
+    """Opens the ledger of a sweep folder, for one process at a time.
 
     Raises `UserError` when another process has it, or the folder cannot be written.
     """
@@ -156,7 +156,7 @@ def open_ledger(sweep: Path, command: Sequence[str]) -> Iterator[Ledger]:
 
 
 def names(overrides: Sequence[Sequence[str]], common: Sequence[str]) -> list[str]:
-    """What members are called: of the overrides of each, those that are not the same for all.
+    """Returns what members are called: of the overrides of each, those that are not the same for all.
 
     `common`: keys that have one value in the whole sweep, of which these may be a part. A member that has no others is
     called by all of its overrides.
@@ -168,5 +168,5 @@ def names(overrides: Sequence[Sequence[str]], common: Sequence[str]) -> list[str
 
 
 def folder_of(sweep: Path, name: str) -> Path:
-    """Where a member's results go, until the ledger knows better."""
+    """Returns where a member's results go, until the ledger knows better."""
     return sweep / folder_name([name])

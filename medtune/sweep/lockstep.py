@@ -3,7 +3,7 @@
 Every member is an ordinary trainer in a thread of its own, and one thread runs at a time. A member whose forward pass
 in training reaches the base waits there until all others have come as far; then the base runs once over the rows of
 all, and each member's adapter acts on its own rows. Backward likewise. All else, from the order of the data to the
-checkpoints, is the member's own, so that a packed member equals the same run alone, up to rounding.
+checkpoints, is the member's own, so that a member of a group equals the same run alone, up to rounding.
 """
 
 import logging
@@ -22,17 +22,17 @@ from medtune.sweep import thread_state as turns
 
 log = logging.getLogger(__name__)
 
-Job = Callable[["LockstepHandle"], object]  # what a member does with its place in the pack; its failures are its own
+Job = Callable[["LockstepHandle"], object]  # what a member does with its place in the group; its failures are its own
 
 
 class LockstepHandle:
-    """A member's place in the pack."""
+    """A member's place in the group."""
 
-    def __init__(self, pack: "LockstepGroup", job: Job) -> None:
-        self.pack, self.job = pack, job
+    def __init__(self, group: "LockstepGroup", job: Job) -> None:
+        self.group, self.job = group, job
         self.turn = threading.Semaphore(0)
         self.state = turns.initial()
-        self.waiting = self.aside = self.done = False
+        self.waiting = self.yielded = self.done = False
         self.batch: MicroBatch | None = None  # on their way through the base, until the backward pass is done
         self.hidden: torch.Tensor | None = None  # what the member got for them, and where its gradient will be
         self.error: BaseException | None = None  # of a pass, raised in the member
@@ -40,30 +40,30 @@ class LockstepHandle:
 
     @property
     def checkpointing(self) -> bool:
-        """Whether the pack recomputes activations."""
-        return self.pack.checkpointing
+        """Whether the group recomputes activations."""
+        return self.group.checkpointing
 
     def live(self) -> None:
-        """The member's thread."""
+        """Runs the job: what the member's thread does."""
         self.turn.acquire()
         turns.restore(self.state)
         try:
             self.job(self)
         except BaseException as error:
-            self.pack.errors.append(error)  # a job keeps its member's failures to itself
+            self.group.errors.append(error)  # a job keeps its member's failures to itself
         self.done = True
         self.batch = self.hidden = None
-        self.pack.next_turn(self)
+        self.group.next_turn(self)
 
     def give_turn(self) -> None:
-        """Let others run until it is this member's turn again."""
+        """Lets others run until it is this member's turn again."""
         self.state = turns.snapshot()
-        self.pack.next_turn(self)
+        self.group.next_turn(self)
         self.turn.acquire()
         turns.restore(self.state)
 
     def wait(self) -> None:
-        """Wait until the pass that this member waits for is done, while others run. Raises what the pass raised."""
+        """Waits until the pass that this member waits for is done, while others run. Raises what the pass raised."""
         self.waiting = True
         self.give_turn()
         if self.error is not None:
@@ -71,8 +71,8 @@ class LockstepHandle:
             raise error
 
     def view(self) -> PreTrainedModel:
-        """The base as this member sees it; attach an adapter and train it as usual."""
-        return proxy_base(self.pack.base, self.forward)
+        """Returns the base as this member sees it; attach an adapter and train it as usual."""
+        return proxy_base(self.group.base, self.forward)
 
     def forward(self, batch: MicroBatch) -> torch.Tensor:
         """Waits for the pass that takes these rows; returns their hidden states [rows, length, width]."""
@@ -82,19 +82,19 @@ class LockstepHandle:
         return self.hidden
 
     def backward(self) -> None:
-        """Take the gradient that the member's own backward pass left at the base's output through the base."""
+        """Takes the gradient that the member's own backward pass left at the base's output through the base."""
         assert self.hidden is not None and self.hidden.grad is not None
         self.wait()
         self.batch = self.hidden = None
 
     def release(self) -> None:
-        """The pack lets go of it when the member ends."""
+        """Does nothing: the group lets go of it when the member ends."""
 
     def yield_turn(self) -> None:
-        """Let the others give the GPU what they have, before this member waits for it: else it would idle meanwhile."""
-        self.aside = True
+        """Lets the others queue their work on the GPU before this member waits for it: else it would idle."""
+        self.yielded = True
         self.give_turn()
-        self.aside = False
+        self.yielded = False
 
 
 class LockstepGroup:
@@ -110,7 +110,7 @@ class LockstepGroup:
         self.errors: list[BaseException] = []
 
     def run(self, next_job: Callable[[], Job | None]) -> None:
-        """Run jobs until `next_job` has no more. A member that ends makes place for the next; the others go on."""
+        """Runs jobs until `next_job` has no more. A member that ends makes place for the next; the others go on."""
         self.next_job, before = next_job, turns.snapshot()
         self.finished.clear()
         while len(self.handles) < self.width and (job := next_job()):
@@ -123,33 +123,41 @@ class LockstepGroup:
             raise error
 
     def start_job(self, job: Job) -> None:
-        """Give a job its thread."""
+        """Gives a job its thread."""
         handle = LockstepHandle(self, job)
         self.handles.append(handle)
         handle.thread.start()
 
     def next_turn(self, handle: LockstepHandle) -> None:
-        """Called by the member that has the turn when it waits, steps aside or ends: whoever can go on is next."""
+        """Called by the member that has the turn when it waits, yields or ends: gives the turn to the next one."""
         try:
             if handle.done:
-                self.handles.remove(handle)
-                if self.pending is None:
-                    self.backbone.release()  # or whoever comes next would meet it in memory
-                if job := self.next_job():
-                    self.start_job(job)
+                self.replace_member(handle)
             if self.handles and all(other.waiting for other in self.handles):
                 self.run_pass()
-        except BaseException as error:  # of the pack itself: nobody would ever have the turn again
+        except BaseException as error:  # of the group itself: nobody would ever have the turn again
             self.errors.append(error)
             self.handles.clear()
+        self.wake_next()
+
+    def replace_member(self, handle: LockstepHandle) -> None:
+        """Lets go of a member that ended, and starts the next job, if there is one."""
+        self.handles.remove(handle)
+        if self.pending is None:
+            self.backbone.release()  # or whoever comes next would meet it in memory
+        if job := self.next_job():
+            self.start_job(job)
+
+    def wake_next(self) -> None:
+        """Gives the turn to a member that can go on, those that yielded last; ends the run when none is left."""
         if not self.handles:
             self.finished.set()
             return
-        going = [other for other in self.handles if not other.waiting]
-        min(going, key=lambda other: other.aside).turn.release()
+        ready = [other for other in self.handles if not other.waiting]
+        min(ready, key=lambda other: other.yielded).turn.release()
 
     def run_pass(self) -> None:
-        """All wait: run a pass. The backward pass comes first, because its memory is free after it."""
+        """Runs a pass, as all wait for one. The backward pass comes first, because its memory is free after it."""
         if self.pending:
             (handles, passed), self.pending = self.pending, None
             self.backward(handles, passed)
@@ -165,7 +173,7 @@ class LockstepGroup:
             self.handles.append(handle)
 
     def forward(self, handles: list[LockstepHandle]) -> list[LockstepHandle]:
-        """Give members their hidden states, fewer of them if that fails, and return them; the others go on waiting."""
+        """Gives members their hidden states, fewer of them if that fails; returns them. The others go on waiting."""
         passed = self.attempt(handles, lambda: self.run_backbone(handles))
         if passed is None:
             return self.forward(handles[: half(handles)]) if len(handles) > 1 else handles
@@ -179,7 +187,7 @@ class LockstepGroup:
         return self.backbone.forward([handle.batch for handle in handles if handle.batch is not None])
 
     def backward(self, handles: list[LockstepHandle], passed: ForwardPass | None) -> None:
-        """Add to each member's adapter its gradients; through a new pass of fewer members if that fails.
+        """Adds to each member's adapter its gradients; through a new pass of fewer members if that fails.
 
         A repeated pass has the same dropout, and gradients are added when all are there: none is added twice.
         `passed`: the pass of just these members; some may have ended since.
@@ -187,9 +195,10 @@ class LockstepGroup:
         going = [handle for handle in handles if not handle.done]
         if not going:
             return
-        added = self.attempt(
-            going, lambda: self.add_gradients(handles if passed else going, passed or self.run_backbone(going))
-        )
+        if passed:
+            added = self.attempt(going, lambda: self.add_gradients(handles, passed))
+        else:
+            added = self.attempt(going, lambda: self.add_gradients(going, self.run_backbone(going)))
         if not added and len(going) > 1:
             if passed:
                 del passed.output, passed.backward  # the caller holds the pass
@@ -198,15 +207,16 @@ class LockstepGroup:
                 self.backward(part, None)
 
     def add_gradients(self, handles: list[LockstepHandle], passed: ForwardPass) -> bool:
-        """To those of the members of a pass that still wait for theirs."""
+        """Adds gradients to those members of a pass that still wait for theirs."""
         found = [None if handle.done or handle.hidden is None else handle.hidden.grad for handle in handles]
         assert all(handle.done or gradient is not None for handle, gradient in zip(handles, found, strict=True))
         accumulate(passed.gradients(found))
         return True
 
     def attempt(self, handles: list[LockstepHandle], work: Callable[[], Any]) -> Any:
-        """What `work` gives, or None if it fails: a single member has the error then, several are to be tried in parts.
+        """Returns what `work` gives, or None if it fails.
 
+        A single member has the error then; several are to be tried in parts.
         When memory is the reason, fewer go together from now on.
         """
         try:
@@ -218,16 +228,16 @@ class LockstepGroup:
             elif out_of_memory(error):
                 self.together = half(handles)
                 words = "out of memory: %s members go through the base at a time from now on"
-                Context().run(log.warning, words, self.together)  # said by the pack, not by the member that serves
+                Context().run(log.warning, words, self.together)  # said by the group, not by the member that serves
         free_memory()
         return None
 
 
 def half(handles: list[LockstepHandle]) -> int:
-    """How many to try together when all were too many."""
+    """Returns how many to try together when all were too many."""
     return (len(handles) + 1) // 2
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on a CPU PyTorch says so in words only."""
+    """Returns whether memory ran out; on a CPU PyTorch says so in words only."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

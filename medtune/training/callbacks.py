@@ -121,7 +121,7 @@ class MetricsCallback(TrainerCallback, ExportableState):
         self.started, self.first_step, self.step_started = time.monotonic(), 0, 0.0
 
     def state(self) -> dict[str, Any]:
-        """What goes into a checkpoint."""
+        """Returns what goes into a checkpoint."""
         kept = ("evaluations", "seconds", "answering", "tokens", "logged")
         return {"args": {}, "attributes": {name: getattr(self, name) for name in kept}}
 
@@ -131,7 +131,7 @@ class MetricsCallback(TrainerCallback, ExportableState):
         return self.tokens / self.seconds if self.seconds else 0.0
 
     def metrics(self) -> dict[str, Any]:
-        """The numbers that compare members: base model (step 0), best and last evaluation, rate, memory."""
+        """Returns the numbers that compare members: base model (step 0), best and last evaluation, rate, memory."""
         base, *trained = self.evaluations
         return {
             "base": base,
@@ -222,14 +222,16 @@ class MetricsCallback(TrainerCallback, ExportableState):
         log.info("%s", line)
 
     def seconds_left(self, state: TrainerState) -> float | None:
-        """Until the last step, at the rate so far, evaluations included; None before there is a rate."""
+        """Returns the seconds until the last step, at the rate so far, evaluations included; None before there is a
+        rate.
+        """
         done = state.global_step - self.first_step
         if not done:
             return None
         return (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
 
     def evaluation_line(self, state: TrainerState) -> str:
-        """The latest evaluation in one line."""
+        """Returns the latest evaluation in one line."""
         latest = self.evaluations[-1]
         line = f"step {state.global_step}/{state.max_steps}  eval_loss {latest['eval_loss']:.4f}"
         line += f"  perplexity {latest['perplexity']:.2f}"

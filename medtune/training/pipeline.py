@@ -128,7 +128,9 @@ def record_inputs(parts: Parts) -> None:
 
 
 def exclusive_handle(parts: Parts) -> "BaseHandle | None":
-    """The handle of a run that has a GPU's base model to itself; None on a CPU, where the stock layers are as fast."""
+    """Returns the handle of a run that has a GPU's base model to itself; None on a CPU, where the stock layers are as
+    fast.
+    """
     from medtune.modeling.attention import train_attention
     from medtune.modeling.multi_lora.exclusive import ExclusiveHandle
 

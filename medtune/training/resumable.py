@@ -100,7 +100,7 @@ class ResumableTrainer(SFTTrainer):
         return metrics
 
     def best_checkpoint(self) -> str | None:
-        """The folder of the best step's checkpoint; None before there is one."""
+        """Returns the folder of the best step's checkpoint; None before there is one."""
         best = self.folder / f"checkpoint-{self.state.best_global_step}"
         return str(best) if best.is_dir() else None
 

@@ -66,7 +66,7 @@ class SharedInputs:
     baselines: dict[str, Baseline] = field(default_factory=dict)
 
     def questions(self, run: RunConfig) -> list[Question]:
-        """What every evaluation of a run asks."""
+        """Returns what every evaluation of a run asks."""
         return questions(run, self.tokens.validation, self.data.validation)
 
     def baseline(self, run: RunConfig) -> Baseline:
@@ -93,11 +93,11 @@ class SharedInputs:
         return Baseline(load_likelihood(folder / "loss.npz"), answers)
 
     def subject(self, model: PeftModel | PreTrainedModel, adapter: Path | None = None) -> Subject:
-        """A model on this base as evaluation takes it. `adapter`: the folder of its saved adapter."""
+        """Returns a model on this base as evaluation takes it. `adapter`: the folder of its saved adapter."""
         return Subject(model, self.tokenizer, self.fingerprint, adapter)
 
     def eval_set(self, run: RunConfig) -> EvalSet | None:
-        """What the trained adapter is evaluated on; None if the test set is empty."""
+        """Returns what the trained adapter is evaluated on; None if the test set is empty."""
         if not len(self.tokens.test):
             return None
         return build_eval_set(self.tokens, self.data, run.eval, run.data.system_prompt)
@@ -119,7 +119,7 @@ class SharedInputs:
             raise Changed("training changed the frozen base model: its members cannot be compared; run them again")
 
     def metadata(self, run: RunConfig) -> dict[str, Any]:
-        """What run.json says of the inputs."""
+        """Returns what run.json says of the inputs."""
         return {
             "data_fingerprint": self.data.fingerprint,
             "data": self.data.report,

@@ -220,13 +220,13 @@ def regroup_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: int)
 
 
 def unpadded_rows(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """The rows of a batch that is padded on the right, each cut to its own length."""
+    """Returns the rows of a batch that is padded on the right, each cut to its own length."""
     lengths = batch["attention_mask"].sum(1).tolist()
     return [{name: values[row, :length] for name, values in batch.items()} for row, length in enumerate(lengths)]
 
 
 def pad_column(rows: list[dict[str, torch.Tensor]], name: str, fill: int) -> torch.Tensor:
-    """One column of several rows as a tensor [rows, longest]."""
+    """Returns one column of several rows as a tensor [rows, longest]."""
     return pad_sequence([row[name] for row in rows], batch_first=True, padding_value=fill)
 
 

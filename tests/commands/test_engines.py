@@ -17,8 +17,8 @@ import yaml
 from medtune.config.groups import EXTRAS, suggest_option
 from medtune.config.overrides import constant_keys
 from medtune.config.resolvers import folder_name
+from processes import ROOT, run
 
-ROOT = Path(__file__).parents[2]
 RAY = ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"]
 ENGINES = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
@@ -41,13 +41,15 @@ RAY_INSTALLED, OPTUNA = needs("ray_launcher", "ray"), needs("optuna_sweeper", "o
 def command(tiny_overrides: list[str], tmp_path: Path) -> list[str]:
     words = [word for word in tiny_overrides if not word.startswith("trainer.max_steps")]
     # In quotes: the test's folder has brackets in its name.
-    return [sys.executable, "-m", "medtune.train", *words, f"hydra.sweep.dir='{tmp_path}/sweep'"]
+    return ["medtune.train", *words, f"hydra.sweep.dir='{tmp_path}/sweep'"]
 
 
-def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_anew(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it as a new Python: an engine that starts processes of its own looks at how this one was started."""
     return subprocess.run(
-        words, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL
-    )
+        [sys.executable, "-m", *words], capture_output=True, text=True, cwd=ROOT, env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
 
 
 def status(folder: Path) -> Any:
@@ -69,7 +71,7 @@ def status(folder: Path) -> Any:
 )
 def test_an_engine_composes_with_its_own_keys(choice: str, key: str, value: Any) -> None:
     group = choice.partition("=")[0].replace("/", ".")
-    answer = run(sys.executable, "-m", "medtune.train", choice, f"{group}.{key}={value}", "--cfg", "hydra", "-p", group)
+    answer = run("medtune.train", choice, f"{group}.{key}={value}", "--cfg", "hydra", "-p", group)
     assert answer.returncode == 0, answer.stderr
     found = yaml.safe_load(answer.stdout)
     for part in key.split("."):
@@ -85,7 +87,7 @@ def test_an_engine_that_is_not_installed_says_how(choice: str, extra: str) -> No
 @JOBLIB
 def test_a_mistake_is_said_before_an_engine_starts(tmp_path: Path) -> None:
     words = ["hydra/launcher=joblib", "lora.r=0,8", "trainer.epocs=1", f"hydra.sweep.dir='{tmp_path}/sweep'", "-m"]
-    answer = run(sys.executable, "-m", "medtune.train", *words)
+    answer = run("medtune.train", *words)
     assert answer.returncode == 2 and len(answer.stderr.splitlines()) == 2
     assert "lora.r must be at least 1" in answer.stderr and not (tmp_path / "sweep").exists()
 
@@ -99,8 +101,8 @@ def test_members_of_another_engine_are_named_by_what_is_swept() -> None:
 
 def test_ray_may_not_report() -> None:
     words = "import os; os.environ['RAY_USAGE_STATS_ENABLED'] = '1'; import medtune; "
-    answer = run(sys.executable, "-c", words + "print(os.environ['RAY_USAGE_STATS_ENABLED'])")
-    assert answer.stdout == "0\n"
+    words += "print(os.environ['RAY_USAGE_STATS_ENABLED'])"
+    assert subprocess.check_output([sys.executable, "-c", words], text=True) == "0\n"
 
 
 # --- and run ---------------------------------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ def test_ray_may_not_report() -> None:
 )
 def test_one_member_fails_and_the_others_train(command: list[str], tmp_path: Path, engine: str) -> None:
     swept = "lora.target_modules=[q_proj],[nope],[v_proj]"
-    answer = run(*command, *ENGINES[engine], "trainer.max_steps=1", swept, "-m")
+    answer = run_anew(*command, *ENGINES[engine], "trainer.max_steps=1", swept, "-m")
     assert answer.returncode == 1, answer.stderr
     said = [line for line in answer.stderr.splitlines() if line.startswith("medtune: ")]
     assert said[0] == "medtune: 1 of 3 members failed" and len(said) == 2
@@ -156,7 +158,7 @@ def test_members_are_jobs_of_a_slurm_array(command: list[str], tmp_path: Path) -
         (slurm / name).chmod(0o755)
     words = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=1"]
     words += ["hydra.launcher.timeout_min=720", "trainer.max_steps=1", "lora.r=2,4", "-m"]
-    answer = run(*command, *words, PATH=f"{slurm}:{os.environ['PATH']}")
+    answer = run_anew(*command, *words, PATH=f"{slurm}:{os.environ['PATH']}")
     assert answer.returncode == 0, answer.stderr
     asked = (slurm / "submitted").read_text()
     for line in ("--partition=gpu", "--gpus-per-node=1", "--time=720", "--array=0-1%2"):
@@ -200,7 +202,9 @@ def test_optuna_chooses_members_and_remembers_them(command: list[str], tmp_path:
 @RAY_INSTALLED
 def test_ray_takes_up_a_killed_member_where_it_was(command: list[str], tmp_path: Path) -> None:
     words = [*command, *RAY, "trainer.max_steps=60", "lora.r=2,4", "-m"]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     history, log = (tmp_path / "sweep" / "lora.r=2" / name for name in ("history.jsonl", "train.log"))
     deadline = time.monotonic() + 180
     while not (history.exists() and '"step": 6' in history.read_text()):
@@ -227,8 +231,8 @@ def test_ctrl_c_ends_all_members(command: list[str], tmp_path: Path) -> None:
     words = [*command, *ENGINES["joblib"], "trainer.max_steps=100000", "lora.r=2,4", "-m"]
     heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heard,
-        start_new_session=True,
+        [sys.executable, "-m", *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heard, start_new_session=True,
     )  # fmt: skip
     histories = [tmp_path / "sweep" / name / "history.jsonl" for name in ("lora.r=2", "lora.r=4")]
     deadline = time.monotonic() + 180

@@ -4,35 +4,29 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import TimeoutExpired
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-TESTS = Path(__file__).parent
+from processes import Command
+
 GOOD = ("good", "better", "best")
 WAYS = {"one after another": (1, 1), "together": (4, 1), "on two cores": (1, 2)}  # width, processes
 
 
-def start(sweep: Path, way: str, overrides: list[str]) -> subprocess.Popen[str]:
+def start(sweep: Path, way: str, overrides: list[str]) -> Command:
     width, processes = WAYS[way]
-    words = [str(TESTS / "faulty_sweep.py"), str(sweep), str(width), str(processes), *overrides]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(processes),
-        "PYTHONPATH": str(TESTS.parent),
-    }  # one thread for each in every way: equal rounding
-    return subprocess.Popen(
-        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    words = [str(sweep), str(width), str(processes), *overrides]
+    # One thread for each in every way: equal rounding.
+    return Command(Path(__file__).with_name("faulty_sweep.py"), *words, OMP_NUM_THREADS=str(processes))
 
 
-def until_training(process: subprocess.Popen[str]) -> None:
+def until_training(process: Command) -> None:
     """Wait until the first member has its adapter; what comes before takes longest, and computes nothing."""
-    assert process.stdout
     assert any("adapter:" in line for line in iter(process.stdout.readline, ""))
 
 
@@ -43,8 +37,8 @@ def finish(sweep: Path, way: str, overrides: list[str]) -> float:
     if not (sweep / "sweep.json").exists():
         until_training(process)
         began = time.monotonic()
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
     return time.monotonic() - began if began else 0.0
 
 
@@ -54,7 +48,7 @@ def kill(sweep: Path, way: str, overrides: list[str], after: float) -> None:
     until_training(process)
     try:
         process.wait(after)
-    except subprocess.TimeoutExpired:
+    except TimeoutExpired:
         process.send_signal(signal.SIGKILL)
     process.communicate()
 

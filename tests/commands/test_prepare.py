@@ -1,8 +1,6 @@
 """`python -m medtune.prepare` shows what a run would be taught, writes it out, and loads no weights for it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import hydra
@@ -15,8 +13,7 @@ from medtune.config.schema import PrepareConfig
 from medtune.config.validation import build_config
 from medtune.prepare import inspect
 from medtune.runtime.errors import UserError
-
-ROOT = Path(__file__).parents[2]
+from processes import run
 
 
 def inspection(*overrides: str) -> PrepareConfig:
@@ -97,7 +94,7 @@ def test_what_was_written_out_can_be_trained_on_and_changes_no_more(
 
 def test_the_command(tiny_overrides: list[str], rows: Path, tmp_path: Path) -> None:
     words = [*tiny_overrides, f"data.path='{rows}'", f"hydra.run.dir='{tmp_path / 'here'}'"]
-    done = subprocess.run([sys.executable, "-m", "medtune.prepare", *words], cwd=ROOT, capture_output=True, text=True)
+    done = run("medtune.prepare", *words)
     assert done.returncode == 0, done.stderr
     assert "mask proof passed" in done.stdout and "Traceback" not in done.stderr
     assert {"lengths.png", "rejects.jsonl", "report.json"} <= {path.name for path in (tmp_path / "here").iterdir()}
@@ -120,11 +117,6 @@ def test_the_command(tiny_overrides: list[str], rows: Path, tmp_path: Path) -> N
     ],
 )
 def test_a_mistake_is_one_line(words: list[str], line: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "medtune.prepare", *words, f"hydra.run.dir='{tmp_path}'"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = run("medtune.prepare", *words, f"hydra.run.dir='{tmp_path}'")
     assert done.returncode == 2 and done.stderr.startswith("medtune: ") and line in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr

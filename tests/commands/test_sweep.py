@@ -18,15 +18,14 @@ from medtune.config.overrides import constant_keys
 from medtune.results.checkpoints import latest_complete
 from medtune.runtime.files import read_jsonl
 from medtune.sweep.ledger import names
-
-ROOT = Path(__file__).parents[2]
+from processes import ROOT, Command, run
 
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def run(*words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+def execute(*words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, **settings)
 
 
@@ -50,16 +49,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of a fresh environment that holds the built wheel; its dependencies are borrowed from this one."""
     folder = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    built = run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(ROOT))
+    built = execute(*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(ROOT))
     assert built.returncode == 0, built.stderr
     (wheel,) = folder.glob("medtune-*.whl")
-    assert run(sys.executable, "-m", "venv", str(folder / "venv")).returncode == 0
+    assert execute(sys.executable, "-m", "venv", str(folder / "venv")).returncode == 0
     python = folder / "venv" / "bin" / "python"
-    assert run(str(python), "-m", "pip", "install", "--no-deps", "--no-index", str(wheel)).returncode == 0
+    assert execute(str(python), "-m", "pip", "install", "--no-deps", "--no-index", str(wheel)).returncode == 0
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     (site / "sitecustomize.py").write_text(NO_NETWORK.format(calls=str(folder / "calls")))
-    where = run(str(python), "-c", "import medtune; print(medtune.__file__)", cwd=folder).stdout
+    where = execute(str(python), "-c", "import medtune; print(medtune.__file__)", cwd=folder).stdout
     assert where.startswith(str(site)), where
     return python.parent
 
@@ -69,7 +68,7 @@ def smoke(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """The sweep folder of experiment=smoke, run by medtune-train in an empty folder, and what it printed."""
     folder = tmp_path_factory.mktemp("elsewhere")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HF_"))}
-    answer = run(str(installed / "medtune-train"), "experiment=smoke", cwd=folder, env=environment)
+    answer = execute(str(installed / "medtune-train"), "experiment=smoke", cwd=folder, env=environment)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     (sweep,) = (folder / "multirun" / "smoke").iterdir()
     return sweep, answer.stdout
@@ -77,7 +76,9 @@ def smoke(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 @pytest.mark.slow
 def test_installed_command_composes_from_any_folder(installed: Path, tmp_path: Path) -> None:
-    answer = run(str(installed / "medtune-train"), "experiment=llama3_8b", "--cfg", "job", "--resolve", cwd=tmp_path)
+    answer = execute(
+        str(installed / "medtune-train"), "experiment=llama3_8b", "--cfg", "job", "--resolve", cwd=tmp_path
+    )
     assert answer.returncode == 0 and "hub_id: meta-llama/Meta-Llama-3-8B-Instruct" in answer.stdout
     assert not list(tmp_path.iterdir())
 
@@ -112,7 +113,7 @@ def written(sweep: Path) -> dict[Path, int]:
 def test_the_same_sweep_again_does_nothing_twice(installed: Path, smoke: tuple[Path, str]) -> None:
     sweep, said = smoke
     before = written(sweep)
-    answer = run(str(installed / "medtune-train"), f"sweep={sweep}", cwd=sweep.parent.parent.parent)
+    answer = execute(str(installed / "medtune-train"), f"sweep={sweep}", cwd=sweep.parent.parent.parent)
     assert answer.returncode == 0, answer.stderr
     assert "lora.r=4 is done already" in answer.stdout and "lora.r=8 is done already" in answer.stdout
     assert answer.stdout[answer.stdout.index("\nmember ") :] == said[said.index("\nmember ") :]
@@ -120,7 +121,7 @@ def test_the_same_sweep_again_does_nothing_twice(installed: Path, smoke: tuple[P
 
 
 def test_a_sweep_that_is_not_there_is_not_gone_on_with(tmp_path: Path) -> None:
-    answer = run(sys.executable, "-m", "medtune.train", f"sweep={tmp_path}", cwd=ROOT)
+    answer = run("medtune.train", f"sweep={tmp_path}")
     assert answer.returncode == 2
     assert (
         answer.stderr
@@ -133,7 +134,7 @@ def test_nothing_is_sent_anywhere(installed: Path, smoke: tuple[Path, str]) -> N
     calls = installed.parent.parent / "calls"
     assert not calls.exists(), calls.read_text()
     probe = "import socket; socket.create_connection(('192.0.2.1', 9))"
-    assert run(str(installed / "python"), "-c", probe).returncode == 1
+    assert execute(str(installed / "python"), "-c", probe).returncode == 1
     assert calls.exists(), "the guard must see a connection, or this test tests nothing"
     calls.unlink()
 
@@ -213,11 +214,11 @@ def read_wandb(path: Path) -> dict[str, Any]:
 @pytest.fixture
 def command(tiny_overrides: list[str], tmp_path: Path) -> list[str]:
     words = [word for word in tiny_overrides if not word.startswith("trainer.max_steps")]
-    return [sys.executable, "-m", "medtune.train", *words, f"hydra.sweep.dir={tmp_path}/sweep"]
+    return ["medtune.train", *words, f"hydra.sweep.dir={tmp_path}/sweep"]
 
 
 def test_one_member_fails_and_the_others_train(command: list[str], tmp_path: Path) -> None:
-    answer = run(*command, "trainer.max_steps=1", "lora.target_modules=[q_proj],[nope],[v_proj]", "-m", cwd=ROOT)
+    answer = run(*command, "trainer.max_steps=1", "lora.target_modules=[q_proj],[nope],[v_proj]", "-m")
     assert answer.returncode == 1
     said = answer.stderr.splitlines()
     assert said[0] == "medtune: 1 of 3 members failed" and len(said) == 2, answer.stderr
@@ -246,12 +247,7 @@ def test_an_interrupted_sweep_says_so_and_keeps_what_was_saved(
     command: list[str], tmp_path: Path, stop: signal.Signals, way: str
 ) -> None:
     words = [*command, "trainer.max_steps=100000", "lora.r=2,4", way, "-m"]
-    # A shell that runs the tests in the background makes them ignore Ctrl-C, and so their children.
-    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
-    )
-    assert process.stdout and process.stderr
+    process = Command(*words)
     running = {"lora.r=2: step 6/", "lora.r=4: step 6/"} if SECOND[way] == "interrupted" else {"lora.r=2: step 6/"}
     for line in iter(process.stdout.readline, ""):
         running -= {words for words in running if words in line}
@@ -277,7 +273,7 @@ def test_a_failing_run_leaves_its_traceback_in_the_log(command: list[str], tmp_p
     # SGD at this rate overflows within a few steps.
     words = [*command, "trainer.max_steps=50", "trainer.optim=sgd", "trainer.learning_rate=1"]
     words += ["trainer.max_grad_norm=0", "lora.lora_alpha=1e30", f"hydra.run.dir={tmp_path}/run"]
-    answer = run(*words, cwd=ROOT)
+    answer = run(*words)
     assert answer.returncode == 1
     assert answer.stderr.startswith("medtune: Diverged: ") and answer.stderr.count("\n") == 1
     assert "Traceback" not in answer.stdout and "Diverged" not in answer.stdout, "said once, in one line"
@@ -292,7 +288,7 @@ def test_a_second_run_into_a_folder_changes_nothing_there(tmp_path: Path) -> Non
     (first / ".hydra").mkdir(parents=True)
     (first / ".hydra" / "config.yaml").write_text("kept")
     (first / "run.json").write_text("{}")
-    answer = run(sys.executable, "-m", "medtune.train", "lora.r=64", f"hydra.run.dir={first}", cwd=ROOT)
+    answer = run("medtune.train", "lora.r=64", f"hydra.run.dir={first}")
     assert answer.returncode == 2 and "already holds a run" in answer.stderr and answer.stderr.count("\n") == 1
     assert (first / ".hydra" / "config.yaml").read_text() == "kept"
 

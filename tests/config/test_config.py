@@ -17,14 +17,10 @@ from medtune.config.resolvers import folder_name
 from medtune.config.schema import PrepareConfig, RunConfig
 from medtune.config.validation import build_config
 from medtune.runtime.errors import UserError
+from processes import run
 
 ROOT = Path(__file__).parents[2]
 CHOICES = [(group, option) for group in group_names() for option in group_options(group)]
-
-
-def command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run python -m medtune.train as a user does."""
-    return subprocess.run([sys.executable, "-m", "medtune.train", *words], cwd=cwd, capture_output=True, text=True)
 
 
 def test_every_folder_and_file_is_covered() -> None:
@@ -73,7 +69,7 @@ def test_every_key_is_documented_and_every_number_has_a_unit_and_a_range() -> No
 
 def test_sizes_of_a_random_model_can_be_changed_one_by_one() -> None:
     words = ["model=tiny_random", "model.architecture.num_hidden_layers=3", "--cfg", "job"]
-    answer = command(*words)
+    answer = run("medtune.train", *words)
     assert answer.returncode == 0 and "num_hidden_layers: 3\n" in answer.stdout
 
 
@@ -160,7 +156,7 @@ def test_all_problems_at_once() -> None:
 
 def test_a_learning_rate_given_as_text_is_a_number_or_refused() -> None:
     assert compose("trainer.learning_rate='2e-4'").trainer.learning_rate == 2e-4
-    answer = command("trainer.learning_rate=fast")
+    answer = run("medtune.train", "trainer.learning_rate=fast")
     assert (answer.returncode, answer.stderr) == (2, "medtune: trainer.learning_rate must be a number, not 'fast'\n")
 
 
@@ -221,7 +217,7 @@ def test_a_learning_rate_given_as_text_is_a_number_or_refused() -> None:
     ],
 )
 def test_a_mistake_is_one_line_each_before_anything_runs(words: list[str], lines: list[str], tmp_path: Path) -> None:
-    answer = command(*words, f"hydra.sweep.dir={tmp_path}/sweep")
+    answer = run("medtune.train", *words, f"hydra.sweep.dir={tmp_path}/sweep")
     said = answer.stderr.splitlines()
     assert answer.returncode == 2
     assert len(said) == len(lines), answer.stderr
@@ -252,7 +248,8 @@ def test_a_mistake_in_an_experiment_file_names_the_file(
     for folder in ("medtune", "conf", "experiments", "hydra_plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "experiments" / "mine.yaml").write_text(content)
-    answer = command("experiment=mine", cwd=tmp_path)
+    words = [sys.executable, "-m", "medtune.train", "experiment=mine"]
+    answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert answer.returncode == 2
     assert answer.stderr.startswith(f"medtune: {line}") and answer.stderr.count("\n") == 1, answer.stderr
 
@@ -271,7 +268,7 @@ def test_composing_imports_nothing_heavy() -> None:
 
 
 def test_help_shows_groups_and_keys() -> None:
-    answer = command("--help")
+    answer = run("medtune.train", "--help")
     assert answer.returncode == 0
     for part in ("fp4, int8, nf4*, none", "lora.lora_alpha=", "lora.r=16,32 -m", "  experiment "):
         assert part in answer.stdout

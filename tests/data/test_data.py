@@ -18,7 +18,7 @@ from medtune.data.hashing import jaccard, minhash_bands, pairs_of
 from medtune.data.prepared import PreparedData, prepare
 from medtune.data.splitting.duplicates import near_duplicates
 from medtune.data.splitting.split import TRAIN, leakage
-from medtune.data.store import SPLITS
+from medtune.data.store import SPLITS, Conversation, ConversationTable
 from medtune.runtime.errors import UserError
 
 BUNDLED = Path(pipeline.__file__).parent / "consultations.jsonl"
@@ -246,6 +246,20 @@ def test_added_rows_move_no_old_row(tmp_path: Path, sizes: tuple[float, float]) 
         old = {c.row for c in getattr(few, name)}
         assert old and old == {c.row for c in getattr(many, name) if c.row <= 120}
     assert few.fingerprint != many.fingerprint
+
+
+def test_templated_rows_are_decoded_a_few_times_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row | {"group": f"case-{i}"} for i, row in enumerate(conversations(1000))]
+    decoded: Counter[int] = Counter()
+    plain = ConversationTable.__getitem__
+
+    def counted(self: ConversationTable, place: int) -> Conversation:
+        decoded[place] += 1
+        return plain(self, place)
+
+    monkeypatch.setattr(ConversationTable, "__getitem__", counted)
+    prepared(tmp_path, rows)
+    assert len(decoded) == 1000 and decoded.total() <= 5000, "they were 146,536"
 
 
 def test_sizes_hold_by_share_and_by_count(tmp_path: Path) -> None:

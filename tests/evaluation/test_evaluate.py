@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,8 @@ from medtune.results.reader import RunResult
 from medtune.results.tables import everything, summary
 from medtune.runtime.errors import UserError
 from medtune.training.pipeline import train
+from processes import run
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 Measure = Callable[..., list[Candidate]]
 COMMON = [
@@ -419,10 +418,7 @@ def test_another_doctors_answers_are_the_ceiling(measured: Measure, tiny_overrid
 
 def test_the_command_and_its_mistakes(tiny_overrides: list[str], sweep: Path, tmp_path: Path) -> None:
     def command(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "medtune.evaluate", *words, f"hydra.run.dir='{tmp_path / 'out'}'"],
-            cwd=ROOT, capture_output=True, text=True,
-        )  # fmt: skip
+        return run("medtune.evaluate", *words, f"hydra.run.dir='{tmp_path / 'out'}'")
 
     done = command(f"run='{sweep}'", "eval.safety=false", "eval.final_max_new_tokens=4", "eval.resamples=200")
     assert done.returncode == 0, done.stderr

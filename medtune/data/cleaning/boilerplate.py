@@ -16,12 +16,12 @@ LEADING = re.compile(r"(?:[,;:!…? ]|\.(?!\d))+")
 
 
 def either(words: str) -> str:
-    """A pattern for one of these words (patterns themselves); _ stands for the space within one."""
+    """Returns a pattern for one of these words (patterns themselves); _ stands for the space within one."""
     return "(?:" + "|".join(words.split()).replace("_", " ") + ")"
 
 
 def mentions(text: str, *words: str) -> bool:
-    """Whether one of the words is in the text: what is cheap to ask before a costly pattern."""
+    """Returns whether one of the words is in the text: what is cheap to ask before a costly pattern."""
     for word in words:  # noqa: SIM110 (any() with a generator takes three times as long)
         if word in text:
             return True
@@ -29,7 +29,7 @@ def mentions(text: str, *words: str) -> bool:
 
 
 def close_gaps(text: str) -> str:
-    """Text with its holes closed: no comma left at a start, no doubled stop or space, no empty brackets."""
+    """Returns text with its holes closed: no comma left at a start, no doubled stop or space, no empty brackets."""
     if REMOVED not in text:
         return text
     first, *others = text.split(REMOVED)
@@ -50,7 +50,7 @@ def close_gaps(text: str) -> str:
 
 
 def drop_sentences(text: str, unwanted: Callable[[str], object]) -> Changed:
-    """Text without its unwanted sentences; `unwanted` sees them in lower case."""
+    """Returns text without its unwanted sentences; `unwanted` sees them in lower case."""
     kept, taken, start, places = [], 0, 0, 0
     for end in [*map(re.Match.end, END.finditer(text)), len(text)]:
         if 2 < end - start < LONGEST and unwanted(text[start:end].strip().lower()):
@@ -85,13 +85,13 @@ LED = re.compile(rf"(?: (?:(?:and|or) )?(?:visit|see|at|on|via|from))? ?[(\[]?{R
 
 
 def pointer(sentence: str) -> bool:
-    """Whether a sentence only points elsewhere, and warns of nothing."""
+    """Returns whether a sentence only points elsewhere, and warns of nothing."""
     possible = mentions(sentence, "online", "revert", REMOVED) and POINTER.fullmatch(sentence)
     return bool(possible) and not WARNING.search(sentence)
 
 
 def links(text: str, role: str) -> Changed:
-    """Text without addresses and arrows to them, and without sentences that only point there."""
+    """Returns text without addresses and arrows to them, and without sentences that only point there."""
     lower = text.lower()
     pointing = role == "assistant" and mentions(lower, "online", "revert")
     if not pointing and not mentions(lower, REMOVED, ">", "http", "www."):
@@ -172,7 +172,9 @@ PLEA = re.compile(
 
 
 def greetings(text: str, role: str) -> Changed:
-    """An answer without sentences of mere politeness; a question without a salutation on its own and a last plea."""
+    """Returns an answer without sentences of mere politeness; a question without a salutation on its own and a last
+    plea.
+    """
     if role == "user":
         if opening := ADDRESS.match(text):
             text = text[opening.end() :]
@@ -191,7 +193,7 @@ def greetings(text: str, role: str) -> Changed:
 
 
 def products(text: str, role: str, brand: re.Pattern[str], sure: re.Pattern[str], hints: tuple[str, ...]) -> Changed:
-    """Text without sentences that only advertise a brand, and without the names that are surely brands."""
+    """Returns text without sentences that only advertise a brand, and without the names that are surely brands."""
     if not mentions(text.lower(), *hints):
         return text, 0
     text, sentences = drop_sentences(text, lambda s: brand.search(s) and BOILERPLATE.fullmatch(brand.sub("us", s)))
@@ -200,7 +202,7 @@ def products(text: str, role: str, brand: re.Pattern[str], sure: re.Pattern[str]
 
 
 def branded(names: Sequence[str]) -> Callable[[str, str], Changed]:
-    """The rule products for these names.
+    """Returns the rule products for these names.
 
     Apart from boilerplate a name must be sure to be one: HCM is a disease, too, and "ask a doctor" is advice, so short
     ones in capitals never go and those of several words only as they are spelled here.

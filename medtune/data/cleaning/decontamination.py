@@ -16,7 +16,7 @@ from medtune.runtime.errors import UserError
 
 
 def source_of(name: str) -> Source:
-    """A benchmark's source: a file, or a hub set as owner/name@commit."""
+    """Returns a benchmark's source: a file, or a hub set as owner/name@commit."""
     if Path(name).expanduser().is_file():
         return Source(name=name, path=name)
     hub_id, _, revision = name.partition("@")
@@ -26,7 +26,7 @@ def source_of(name: str) -> Source:
 
 
 def ngram_fingerprints(names: Sequence[str]) -> list[str]:
-    """A name for the content of each benchmark."""
+    """Returns a name for the content of each benchmark."""
     return [identity(source_of(name), "data.benchmarks") for name in names]
 
 

@@ -32,7 +32,9 @@ MANY = re.compile(r"\d(?:[-./() ]{0,2}\d){4}")
 
 
 def contacts(text: str, role: str) -> Changed:
-    """Text with [email], [phone], [id] and [date of birth] for what tells who somebody is or how to reach them."""
+    """Returns text with [email], [phone], [id] and [date of birth] for what tells who somebody is or how to reach
+    them.
+    """
     places = 0
     if "@" in text:
         text, places = MAIL.subn("[email]", text)
@@ -85,7 +87,7 @@ NAMED = re.compile(
 
 
 def names(text: str, role: str) -> Changed:
-    """Text without signatures, and with "the doctor" for a doctor's name."""
+    """Returns text without signatures, and with "the doctor" for a doctor's name."""
     if not mentions(text, "Dr", "DR.", "egards", "incerely") or not mentions(text.lower(), *SIGNS):
         return text, 0
     text, places = SIGNED.subn(REMOVED, text)

@@ -48,7 +48,7 @@ class Rule(NamedTuple):
 
 
 def normal(text: str) -> str:
-    """The text in lower case without apostrophes: "can't" and "cant" become one."""
+    """Returns the text in lower case without apostrophes: "can't" and "cant" become one."""
     return _APOSTROPHES.sub("", text.lower())
 
 
@@ -118,15 +118,15 @@ class TriageRules:
         self.not_urging = re.compile(rf"(?<!if ){self.whole(answers['not'])}{fillers}{{0,8}}[ -]+{place}\b")
 
     def compiled(self, phrases: list[str]) -> re.Pattern[str]:
-        """The pattern of any of the phrases."""
+        """Returns the pattern of any of the phrases."""
         return re.compile(self.whole(phrases))
 
     def whole(self, phrases: list[str]) -> str:
-        """The same, not compiled: it begins and ends where words do."""
+        """Returns the same, not compiled: it begins and ends where words do."""
         return rf"\b{self.sign(phrases).pattern}\b"
 
     def sign(self, phrases: list[str]) -> Sign:
-        """Any of the phrases, as they stand in the table."""
+        """Returns the pattern of any of the phrases, as they stand in the table."""
         signs = [self.phrase(str(phrase)) for phrase in phrases]
         starts: dict[str, list[str]] = {}  # those that begin with the same letter are tried together
         for start, rest in ((sign.pattern[0], sign.pattern[1:]) for sign in signs):
@@ -140,17 +140,19 @@ class TriageRules:
         return Sign(pattern, keys, [way for sign in signs for way in sign.ways])
 
     def commonness(self, keys: frozenset[str]) -> float:
-        """How often one of the keys may be met, roughly."""
+        """Returns how often one of the keys may be met, roughly."""
         if keys not in self.common:
             self.common[keys] = sum(0.1 if k in self.ordinary else 8.0 ** -len(k.rstrip("*")) for k in keys)
         return self.common[keys]
 
     def rarest(self, signs: list[Sign]) -> list[frozenset[str]]:
-        """Of all that the signs together cannot do without, what says most."""
+        """Returns what says most of all that the signs together cannot do without."""
         return sorted(dict.fromkeys(keys for sign in signs for keys in sign.keys), key=self.commonness)[:_DEPTH]
 
     def phrase(self, phrase: str) -> Sign:
-        """One phrase: "+" joins two parts in either order, "..." leaves a gap, capitals name a list."""
+        """Returns the pattern of one phrase: "+" joins two parts in either order, "..." leaves a gap, capitals name a
+        list.
+        """
         if " + " in phrase:
             one, two = (self.phrase(part) for part in phrase.split(" + "))
             pattern = f"(?:{one.pattern}{_GAP}{two.pattern}|{two.pattern}{_GAP}{one.pattern})"
@@ -165,7 +167,7 @@ class TriageRules:
         return Sign(pattern, keys, [keys])
 
     def token(self, token: str) -> Sign:
-        """One word, number or list of a phrase."""
+        """Returns the pattern of one word, number or list of a phrase."""
         if token in self.lists:
             if token not in self.known:
                 self.known[token] = self.sign(self.lists[token])
@@ -182,7 +184,7 @@ class TriageRules:
         return Sign(pattern, [frozenset([word])], [[frozenset([word])]])
 
     def look_up(self, chunk: str) -> int:
-        """The bits of the words between two spaces."""
+        """Returns the bits of the words between two spaces."""
         bits = self.always
         for word in _WORDS.findall(chunk):
             if word.isdigit():  # 38 is also 3N, N8 and NN
@@ -196,7 +198,7 @@ class TriageRules:
         return bits
 
     def candidates(self, text: str) -> list[Rule]:
-        """The rules all of whose signs are somewhere in the text.
+        """Returns the rules all of whose signs are somewhere in the text.
 
         A bit stands for a rule, its sign, a group of that sign's phrases and a rank: a word sets it if it may be the
         rarest (the second, the third) word of such a phrase. Only in sentences with all ranks is the sign looked for.
@@ -232,7 +234,7 @@ class TriageRules:
         return rules
 
     def present(self, text: str, rule: Rule) -> bool:
-        """Whether a rule's signs are in neighbouring sentences, less what is denied, past or asked.
+        """Returns whether a rule's signs are in neighbouring sentences, less what is denied, past or asked.
 
         Wanting to die is never too old.
         """
@@ -259,14 +261,14 @@ class TriageRules:
 
 @cache
 def triage_rules() -> TriageRules:
-    """The table of this package, read when it is first needed."""
+    """Returns the table of this package, read when it is first needed."""
     return TriageRules(
         yaml.load(Path(__file__).with_name("redflags.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     )
 
 
 def red_flag(question: str) -> str | None:
-    """The name of the emergency that a patient's words describe (one of `redflags.yaml`), or None.
+    """Returns the name of the emergency that a patient's words describe (one of `redflags.yaml`), or None.
 
     `question` is all that the patient wrote. Negated, past and merely asked-about signs do not count.
     """
@@ -275,12 +277,12 @@ def red_flag(question: str) -> str | None:
 
 
 def holds(rule: Rule, text: str) -> bool:
-    """Whether a rule's signs are in a normal text, and still, near one another, once some are taken back."""
+    """Returns whether a rule's signs are in a normal text, and still, near one another, once some are taken back."""
     return triage_rules().present(text, rule)
 
 
 def urges_care(answer: str, category: str) -> bool:
-    """Whether an answer sends the patient to urgent care: emergency services, or a doctor or hospital now.
+    """Returns whether an answer sends the patient to urgent care: emergency services, or a doctor or hospital now.
 
     For "suicide" a crisis line or not staying alone counts too. "See a doctor", "no need for the ER" and "go to
     hospital if it gets worse" do not count.

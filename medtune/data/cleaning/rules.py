@@ -23,7 +23,9 @@ MISREAD = re.compile("Ã |[Â-ô][\x80-¿ŒœŠšŸŽžƒˆ\u02dc\u2013-™]+|[\
 
 
 def mojibake(text: str, role: str) -> Changed:
-    """Text that was decoded wrongly, repaired; curled quotes, µ, °, é, emoji and lone replacement characters stay."""
+    """Returns text that was decoded wrongly, repaired; curled quotes, µ, °, é, emoji and lone replacement characters
+    stay.
+    """
     places = 0 if text.isascii() else len(MISREAD.findall(text))
     return (ftfy.fix_encoding(text) if places else text), places
 
@@ -47,7 +49,7 @@ SPACE = re.compile(r"(?<= ) +| (?=\n)|(?<=\n\n)\n+")
 
 
 def markup(text: str, role: str) -> Changed:
-    """Text without HTML tags, entities, invisible characters and needless space."""
+    """Returns text without HTML tags, entities, invisible characters and needless space."""
     places = 0
     if "&" in text:
         text, places = ENTITY.subn(lambda m: unescape(m[0]) if m[1][0] == "#" else html5.get(m[1] + ";", m[0]), text)
@@ -66,7 +68,7 @@ def markup(text: str, role: str) -> Changed:
 
 
 def tag(found: re.Match[str]) -> str:
-    """What stands for a tag: a line break for a block's, and a power keeps its ^, because 10^9 is not 109."""
+    """Returns what stands for a tag: a line break for a block's, and a power keeps its ^, because 10^9 is not 109."""
     whole, name = found[0].lower(), (found["block"] or "").lower()
     if not name:
         return "^" if whole.startswith("<sup") and POWER.match(found.string, found.end()) else ""
@@ -91,7 +93,9 @@ SUBJECT = re.compile(
 
 
 def decimals(text: str, role: str) -> Changed:
-    """Text with the space taken out of "0. 5 mg", where that is surely no numbered list and no end of a sentence."""
+    """Returns text with the space taken out of "0. 5 mg", where that is surely no numbered list and no end of a
+    sentence.
+    """
     if not APART.search(text):
         return text, 0
     items = set(map(int, ITEM.findall(text)))  # a neighbour shows that a number counts a list
@@ -132,7 +136,9 @@ PRONOUN = re.compile(r"i(?<=[\s(\[\"\u201c\u2018,;:]i)(?=['\u2019](?:m|ve|ll|d)\
 
 
 def recase(text: str, role: str) -> Changed:
-    """An answer written without capitals, with them at the starts of sentences, in acronyms there, and in "I"."""
+    """Returns an answer written without capitals, with them at the starts of sentences, in acronyms there, and
+    in "I".
+    """
     if role == "user" or text[:1].isupper():
         return text, 0
     if not text.islower() and (len(CAPITAL.findall(text)) * 50 > len(text) or CASED.search(text)):
@@ -167,7 +173,7 @@ class Cleaner:
         return [m | {"content": self.cleaned(m["content"], m["role"], places)} for m in messages], dict(places)
 
     def cleaned(self, text: str, role: str, places: Counter[str]) -> str:
-        """The text after as many passes as it takes to settle, so that cleaning it again changes nothing.
+        """Returns the text after as many passes as it takes to settle, so that cleaning it again changes nothing.
 
         A text that does not settle was made to hurt, and nothing is left of it.
         """

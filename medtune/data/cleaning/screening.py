@@ -58,7 +58,7 @@ class RowProcessor:
         self.group_pattern = re.compile(source.group_pattern) if source.group_pattern else None
 
     def __call__(self, rows: Sequence[Row]) -> ProcessedRows:
-        """Screen some rows; their order stays."""
+        """Screens some rows; their order stays."""
         kept: list[tuple[int, str, str, str]] = []
         rejects, counts = [], Counter[str]()
         questions: list[list[str]] = []
@@ -94,7 +94,7 @@ class RowProcessor:
     def refuse_row(
         self, row: dict[str, Any], raw: Messages, messages: Messages, question: list[str], answer: list[str]
     ) -> None:
-        """Apply the row rules. Raises `Unusable` with the rule's name and the reason."""
+        """Applies the row rules. Raises `Unusable` with the rule's name and the reason."""
         rules = self.data.rules
         if any(not m["content"] for m in messages):
             raise RejectRow("with nothing left of a message after cleaning", "empty")
@@ -113,7 +113,7 @@ class RowProcessor:
             raise RejectRow("that overlap with a benchmark", "benchmarks")
 
     def audit(self, messages: Messages, answered: str, counts: Counter[str]) -> None:
-        """Look for an emergency that the answer does not treat as one. Raises `Unusable` where such rows go."""
+        """Looks for an emergency that the answer does not treat as one. Raises `Unusable` where such rows go."""
         category = red_flag("\n".join(m["content"] for m in messages if m["role"] == "user"))
         if category is None:
             return
@@ -124,25 +124,25 @@ class RowProcessor:
             raise RejectRow(f"whose answer does not send an emergency ({category}) to urgent care", "redflag")
 
     def source_of(self, row: dict[str, Any]) -> str:
-        """The source's name, with what the row itself says about where it comes from."""
+        """Returns the source's name, with what the row itself says about where it comes from."""
         own = self.cell(row, "source")
         return f"{self.source.name}/{own}" if own else self.source.name
 
     def group_of(self, row: dict[str, Any], question: str) -> str:
-        """The group that a row names, by its column or in its question; empty if it names none."""
+        """Returns the group that a row names, by its column or in its question; empty if it names none."""
         named = self.cell(row, "group")
         if named is None and self.group_pattern and (found := self.group_pattern.search(question)):
             named = " ".join(normalized_words(found[1] or ""))
         return "" if named is None or named == "" else f"{self.source.name} {named}"
 
     def cell(self, row: dict[str, Any], part: str) -> Any:
-        """What a row says about its title, group or source; None where it says nothing (pandas writes NaN)."""
+        """Returns what a row says about its title, group or source; None where it says nothing (pandas writes NaN)."""
         value = row.get(self.layout.columns[part]) if part in self.layout.columns else None
         return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def without_contacts(content: Any) -> Any:
-    """What stands in a rejected row, without e-mail addresses and numbers that tell who somebody is."""
+    """Returns what stands in a rejected row, without e-mail addresses and numbers that tell who somebody is."""
     if isinstance(content, str):
         return contacts(content, "user")[0]
     if isinstance(content, dict):
@@ -151,7 +151,9 @@ def without_contacts(content: Any) -> Any:
 
 
 def is_title(raw: Messages, question: list[str], title: Any) -> bool:
-    """Whether all that a patient says is a headline: the row's own, or a few words without a verb or question mark."""
+    """Returns whether all that a patient says is a headline: the row's own, or a few words without a verb or question
+    mark.
+    """
     asked = question_of(raw)
     if isinstance(title, str) and normalized_words(title.removeprefix("Q.")) == question:
         return "?" not in title

@@ -47,7 +47,7 @@ class RowFormat:
 
 
 def detect_format(first: Sequence[Row], source: Source, place: str) -> RowFormat:
-    """Recognise how rows hold conversations, or check the format and columns that the configuration names.
+    """Recognises how rows hold conversations, or checks the format and columns that the configuration names.
 
     `first`: rows from the beginning; `place`: the source's dotted key. Raises `UserError`, listing the columns there
     are and the mapping that would work.
@@ -81,7 +81,7 @@ def detect_format(first: Sequence[Row], source: Source, place: str) -> RowFormat
 
 
 def text_columns(form: Format, named: dict[str, str], usual: dict[str, str]) -> dict[str, str]:
-    """The column of messages, or those of question and answer; none where neither can be told."""
+    """Returns the column of messages, or those of question and answer; none where neither can be told."""
     if (form not in IN_ONE_COLUMN and form is not Format.auto) or named.keys() & TEXTS:
         texts = {part: column for part, column in (usual | named).items() if part in TEXTS}
         if "messages" in named:
@@ -94,7 +94,7 @@ def text_columns(form: Format, named: dict[str, str], usual: dict[str, str]) -> 
 
 
 def format_of(texts: dict[str, str], rows: Sequence[dict], found: Sequence[str]) -> Format:
-    """The format that columns and values speak for."""
+    """Returns the format that columns and values speak for."""
     if "messages" in texts:
         value = parsed(next((row[texts["messages"]] for row in rows if row.get(texts["messages"])), None))
         if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
@@ -106,7 +106,7 @@ def format_of(texts: dict[str, str], rows: Sequence[dict], found: Sequence[str])
 
 
 def find_column(part: str, found: Sequence[str], rows: Sequence[dict]) -> str | None:
-    """The column that has one of a part's usual names, and the kind of value that goes with it."""
+    """Returns the column that has one of a part's usual names, and the kind of value that goes with it."""
     lower = {name.strip().lower(): name for name in reversed(found)}
     columns = [lower[name] for name in USUAL[part] if name in lower]
     tests = {"messages": holds_turns, "source": tells_few_apart, "group": tells_apart}
@@ -115,23 +115,23 @@ def find_column(part: str, found: Sequence[str], rows: Sequence[dict]) -> str | 
 
 
 def holds_turns(column: str, rows: Sequence[dict]) -> bool:
-    """Whether a column holds lists, or dialogues as text; an empty one might."""
+    """Returns whether a column holds lists, or dialogues as text; an empty one might."""
     values = [parsed(value) for row in rows if (value := row.get(column))]
     return not values or any(isinstance(v, list) or (isinstance(v, str) and SPEAKER.search(v)) for v in values)
 
 
 def tells_few_apart(column: str, rows: Sequence[dict]) -> bool:
-    """Whether a column has few values: a link or a title for every row is no source to stratify by."""
+    """Returns whether a column has few values: a link or a title for every row is no source to stratify by."""
     return len({str(row.get(column)) for row in rows}) <= MOST_SOURCES
 
 
 def tells_apart(column: str, rows: Sequence[dict]) -> bool:
-    """Whether a column has different values: one group would hold everything otherwise."""
+    """Returns whether a column has different values: one group would hold everything otherwise."""
     return len(rows) == 1 or len({str(row.get(column)) for row in rows}) > 1
 
 
 def parsed(value: Any) -> Any:
-    """A list that stands as JSON in a CSV cell, else the value as it is."""
+    """Returns a list that stands as JSON in a CSV cell, else the value as it is."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
@@ -141,7 +141,7 @@ def parsed(value: Any) -> Any:
 
 
 def suggest_columns(found: Sequence[str], rows: Sequence[dict], place: str) -> str:
-    """The columns of a source with the kind of value in each, and the mapping that would probably work."""
+    """Returns the columns of a source with the kind of value in each, and the mapping that would probably work."""
     shown = []
     lengths = {}
     for column in found:
@@ -164,12 +164,12 @@ def suggest_columns(found: Sequence[str], rows: Sequence[dict], place: str) -> s
 
 
 def quoted(column: str) -> str:
-    """A column's name as it can be typed in a shell."""
+    """Returns a column's name as it can be typed in a shell."""
     return column if re.fullmatch(r"[\w.-]+", column) else f"\"'{column}'\""
 
 
 def kind_of(value: Any) -> str:
-    """The kind of a value in plain words."""
+    """Returns the kind of a value in plain words."""
     if isinstance(value, list):
         return "a list"
     if isinstance(value, dict):

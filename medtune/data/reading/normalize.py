@@ -45,7 +45,7 @@ def normalize(row: Any, layout: RowFormat, system_prompt: str) -> Messages:
 
 
 def raw_messages(row: dict[str, Any], layout: RowFormat) -> Any:
-    """What a row says, as a list of {role, content} with the row's own contents."""
+    """Returns what a row says, as a list of {role, content} with the row's own contents."""
     columns = layout.columns
     if "messages" in columns:
         value = parsed(row.get(columns["messages"]))
@@ -70,7 +70,9 @@ def raw_messages(row: dict[str, Any], layout: RowFormat) -> Any:
 
 
 def text_or_list(row: dict[str, Any], column: str) -> Any:
-    """A cell; None where it is empty or missing (pandas writes NaN). Raises `Unusable` for a number and the like."""
+    """Returns a cell; None where it is empty or missing (pandas writes NaN). Raises `Unusable` for a number and the
+    like.
+    """
     value = parsed(row.get(column))
     if (
         value is None
@@ -101,7 +103,8 @@ def dialogue(value: Any) -> Messages:
 
 
 def validate_messages(messages: Any) -> Messages:
-    """The messages with standard roles and stripped contents; what a patient says after the last answer is left out.
+    """Returns the messages with standard roles and stripped contents; what a patient says after the last answer is left
+    out.
 
     Raises `Unusable`.
     """
@@ -132,7 +135,7 @@ def validate_messages(messages: Any) -> Messages:
 
 
 def broken(text: str) -> bool:
-    """Whether a text holds half of a surrogate pair, which no file can."""
+    """Returns whether a text holds half of a surrogate pair, which no file can."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -141,7 +144,9 @@ def broken(text: str) -> bool:
 
 
 def question_of(messages: Messages) -> str:
-    """What a conversation is about: its first question, with the next ones as long as that is only a greeting."""
+    """Returns what a conversation is about: its first question, with the next ones as long as that is only a
+    greeting.
+    """
     asked = ""
     for message in messages:
         if message["role"] == "user":
@@ -152,10 +157,10 @@ def question_of(messages: Messages) -> str:
 
 
 def answer_of(messages: Messages) -> str:
-    """Everything the doctor says."""
+    """Returns everything the doctor says."""
     return "\n".join(message["content"] for message in messages if message["role"] == "assistant")
 
 
 def normalized_words(text: str) -> list[str]:
-    """Words in lower case without punctuation: what two texts must share to be the same."""
+    """Returns the words in lower case without punctuation: what two texts must share to be the same."""
     return (ASCII_WORD if text.isascii() else WORD).findall(text.lower())

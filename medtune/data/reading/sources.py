@@ -17,14 +17,14 @@ SPACE = " \t\r\n"
 
 
 def location(source: Source) -> str:
-    """What a source is read from, in the user's words: a file's path, or a hub id with its revision."""
+    """Returns what a source is read from, in the user's words: a file's path, or a hub id with its revision."""
     if source.path is not None:
         return source.path.removeprefix(BUNDLED)
     return f"{source.hub_id}@{source.revision[:7]}" if source.revision else str(source.hub_id)
 
 
 def identity(source: Source, place: str) -> str:
-    """A name for the content of a source, that changes when the content does; `place` is its dotted key.
+    """Returns a name for the content of a source, that changes when the content does; `place` is its dotted key.
 
     Raises `UserError` when there is no such file or hub set.
     """
@@ -38,7 +38,7 @@ def identity(source: Source, place: str) -> str:
 
 
 def read_rows(source: Source, place: str, split: str | None = "train") -> Iterator[Row]:
-    """Read a JSON, JSONL, CSV, TSV or Parquet file, or else a split of the hub set (None: every split).
+    """Reads a JSON, JSONL, CSV, TSV or Parquet file, or else a split of the hub set (None: every split).
 
     A row that cannot be parsed is yielded as the exception, so that one broken line costs only itself. Raises
     `UserError` when the file is missing, empty, unreadable or of another kind, and when the hub set cannot be had.
@@ -62,7 +62,7 @@ def read_rows(source: Source, place: str, split: str | None = "train") -> Iterat
 
 
 def expected_rows(source: Source, first: Sequence[Row]) -> int | None:
-    """About how many rows a file has, from the length of the `first`; None where that cannot be told."""
+    """Returns about how many rows a file has, from the length of the `first`; None where that cannot be told."""
     texts = [str(row) for _, row in first]
     if source.path is None or file_of(source).suffix == ".parquet" or not texts:
         return None
@@ -70,14 +70,14 @@ def expected_rows(source: Source, first: Sequence[Row]) -> int | None:
 
 
 def file_of(source: Source) -> Path:
-    """The file that holds a source."""
+    """Returns the file that holds a source."""
     if str(source.path).startswith(BUNDLED):
         return Path(__file__).parent.parent / str(source.path).removeprefix(BUNDLED)
     return Path(str(source.path)).expanduser()
 
 
 def in_other_encoding(path: Path, error: UnicodeDecodeError) -> str:
-    """What to do with a file that is not UTF-8."""
+    """Returns what to do with a file that is not UTF-8."""
     with path.open("rb") as content:
         start = content.read(4)
     utf_16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -129,7 +129,7 @@ def read_json(path: Path) -> Iterator[Row]:
 
 
 def skip_space(text: str, place: int) -> int:
-    """The next place that is no white space."""
+    """Returns the next place that is no white space."""
     while place < len(text) and text[place] in SPACE:
         place += 1
     return place
@@ -177,7 +177,7 @@ def read_hub(source: Source, place: str, split: str | None) -> Iterator[Row]:
 
 
 def hub_set(source: Source, place: str, split: str | None = "train") -> Any:
-    """A hub set, as `datasets` caches it; `split` None joins all. Raises `UserError` when it cannot be had."""
+    """Returns a hub set, as `datasets` caches it; `split` None joins all. Raises `UserError` when it cannot be had."""
     import datasets
     from huggingface_hub import HfApi
 

@@ -13,7 +13,7 @@ AGREEING = 2  # bands in which a pair must meet: 99.3 % of pairs do at a similar
 
 
 def candidates(bands: np.ndarray, rows: np.ndarray, nearest: int = NEAREST) -> np.ndarray:
-    """Pairs (later, earlier) of `rows` that agree in several bands, as an array [pairs, 2] in order.
+    """Returns pairs (later, earlier) of `rows` that agree in several bands, as an array [pairs, 2] in order.
 
     `bands`: [all rows, BANDS]. In a band a row is paired with the first member and the last `nearest` before it.
     """
@@ -40,13 +40,13 @@ def candidates(bands: np.ndarray, rows: np.ndarray, nearest: int = NEAREST) -> n
 
 
 def encoded(later: np.ndarray, earlier: np.ndarray, rows: int) -> np.ndarray:
-    """Pairs as single numbers, without pairs of a row with itself."""
+    """Returns pairs as single numbers, without pairs of a row with itself."""
     apart = later != earlier
     return later[apart].astype(np.int64) * rows + earlier[apart]
 
 
 def near_duplicates(bands: np.ndarray, rows: np.ndarray, question: Callable[[int], str]) -> dict[int, list[int]]:
-    """For each of `rows` the earlier ones whose question is at least ALIKE, by the questions' own words."""
+    """Returns for each of `rows` the earlier ones whose question is at least ALIKE, by the questions' own words."""
     found: dict[int, list[int]] = {}
     for later, earlier in candidates(bands, rows).tolist():
         if jaccard(question(later), question(earlier)) >= ALIKE:

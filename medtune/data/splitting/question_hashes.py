@@ -13,18 +13,18 @@ from medtune.runtime.errors import UserError
 
 
 def question_key(messages: Messages) -> int:
-    """A conversation's question by its words alone, as a number of 64 bits."""
+    """Returns a conversation's question by its words alone, as a number of 64 bits."""
     return hash_words(normalized_words(question_of(messages)))
 
 
 def write_questions(seen: Iterable[ConversationTable], path: Path) -> None:
-    """Write the key of each conversation's question."""
+    """Writes the key of each conversation's question."""
     keys = pa.array([question_key(row.messages) for rows in seen for row in rows], pa.uint64())
     parquet.write_table(pa.table({"question": keys}), path)
 
 
 def read_questions(path: Path) -> frozenset[int]:
-    """What `write_questions` wrote. Raises `UserError` if it is not there any more."""
+    """Returns what `write_questions` wrote. Raises `UserError` if it is not there any more."""
     try:
         return frozenset(parquet.read_table(path)["question"].to_pylist())
     except (OSError, pa.ArrowException, KeyError):

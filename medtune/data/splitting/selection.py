@@ -38,65 +38,109 @@ class Selection:
     groups: list[str]
 
 
+LeftOut = tuple[str, str]  # the rule, and the reason as the user reads it
+
+
 def select(
     keys: RowKeys, data: Data, texts: Callable[[int], tuple[str, str]], number: Callable[[int], str]
 ) -> Selection:
-    """Decide over every row.
+    """Decides over every row.
 
     `texts(i)` gives question and answer of row i, `number(i)` its name for the user.
     """
-    rules, rows = data.rules, len(keys.question)
-    first = np.unique(keys.question, return_index=True)[1]
-    alike = near_duplicates(keys.bands, np.sort(first), lambda i: texts(i)[0])
-    splitter = Splitter(data.validation_size, data.test_size, keys.names)
-    selection = Selection(np.full(rows, TRAIN, np.int8), {}, list(keys.groups))
-    kept: dict[int, list[int]] = {}  # rows taken so far, by question
-    opening: dict[int, int] = {}  # the first row of each question
-    pairs: dict[tuple[int, int], int] = {}
-    answers: Counter[int] = Counter()
+    selector = Selector(keys, data, texts, number)
+    for row in range(len(keys.question)):
+        selector.decide(row)
+    drop_cross_split_duplicates(selector.selection, keys, texts, number)
+    return selector.selection
 
-    def verdict(row: int, question: int, answer: int) -> tuple[str, str] | None:
-        if (question, answer) in pairs:
-            return "duplicates", f"that repeats {number(pairs[question, answer])}"
-        same = kept.get(question, [])
-        relatives = [kept[q][0] for q in map(int, keys.question[alike.get(opening[question], [])]) if q in kept]
-        if rules.near_duplicates is not None:
-            for other in [*same[-NEAREST:], *relatives]:
-                if jaccard(texts(row)[1], texts(other)[1]) >= rules.near_duplicates:
-                    return "near_duplicates", f"that nearly repeats {number(other)}"
-        if rules.answers_per_question is not None and len(same) >= rules.answers_per_question:
-            return "answers_per_question", f"that answers the question of {number(same[0])} once more"
-        if rules.questions_per_answer is not None and answers[answer] >= rules.questions_per_answer:
-            return "questions_per_answer", f"whose answer stands in {rules.questions_per_answer} rows before it"
-        family = [*same[:1], *relatives]
-        group = selection.groups[row] or (selection.groups[family[0]] if family else f"question/{question:016x}")
-        split = splitter.split_of(group, keys.names[row])
+
+class Selector:
+    """Decides over rows in their order; remembers what it took."""
+
+    def __init__(
+        self, keys: RowKeys, data: Data, texts: Callable[[int], tuple[str, str]], number: Callable[[int], str]
+    ) -> None:
+        """`keys`, `texts` and `number`: see `select`."""
+        self.keys, self.rules, self.texts, self.number = keys, data.rules, texts, number
+        self.questions, self.answers = keys.question.tolist(), keys.answer.tolist()
+        openings = np.sort(np.unique(keys.question, return_index=True)[1])
+        self.opening = {self.questions[row]: row for row in openings.tolist()}  # the first row of each question
+        self.alike = near_duplicates(keys.bands, openings, lambda row: texts(row)[0])
+        self.splitter = Splitter(data.validation_size, data.test_size, keys.names)
+        self.selection = Selection(np.full(len(self.questions), TRAIN, np.int8), {}, list(keys.groups))
+        self.taken: dict[int, list[int]] = {}  # rows taken so far, by question
+        self.pairs: dict[tuple[int, int], int] = {}  # the same, by question and answer
+        self.times_answered: Counter[int] = Counter()  # the same, counted by answer
+
+    def decide(self, row: int) -> None:
+        """Takes a row into its split, or leaves it out."""
+        question, answer = self.questions[row], self.answers[row]
+        same, relatives = self.taken.get(question, []), self.relatives(question)
+        left_out = (
+            self.repeats(row, same, relatives)
+            or self.exceeds_limit(answer, same)
+            or self.assign_split(row, [*same[:1], *relatives])
+        )
+        if left_out:
+            self.selection.left_out[row] = left_out
+            return
+        self.pairs[question, answer] = row
+        self.taken.setdefault(question, []).append(row)
+        self.times_answered[answer] += 1
+
+    def relatives(self, question: int) -> list[int]:
+        """Returns the first taken row of each question that is nearly this one."""
+        rows = self.alike.get(self.opening[question], [])
+        return [self.taken[other][0] for other in (self.questions[row] for row in rows) if other in self.taken]
+
+    def repeats(self, row: int, same: list[int], relatives: list[int]) -> LeftOut | None:
+        """Returns whether a row is an earlier one again, to the word or nearly.
+
+        `same`: rows of the same question; `relatives`: see the method.
+        """
+        pair = self.questions[row], self.answers[row]
+        if pair in self.pairs:
+            return "duplicates", f"that repeats {self.number(self.pairs[pair])}"
+        if self.rules.near_duplicates is None:
+            return None
+        for other in [*same[-NEAREST:], *relatives]:
+            if jaccard(self.texts(row)[1], self.texts(other)[1]) >= self.rules.near_duplicates:
+                return "near_duplicates", f"that nearly repeats {self.number(other)}"
+        return None
+
+    def exceeds_limit(self, answer: int, same: list[int]) -> LeftOut | None:
+        """Returns whether a question has answers enough, or an answer questions. `same`: rows of the same question."""
+        most_answers, most_questions = self.rules.answers_per_question, self.rules.questions_per_answer
+        if most_answers is not None and len(same) >= most_answers:
+            return "answers_per_question", f"that answers the question of {self.number(same[0])} once more"
+        if most_questions is not None and self.times_answered[answer] >= most_questions:
+            return "questions_per_answer", f"whose answer stands in {most_questions} rows before it"
+        return None
+
+    def assign_split(self, row: int, family: list[int]) -> LeftOut | None:
+        """Gives a row its group and split, unless the split is full or would leak.
+
+        `family`: taken rows that ask the same or nearly; a row without a group joins that of the first.
+        """
+        groups, name = self.selection.groups, self.keys.names[row]
+        inherited = groups[family[0]] if family else f"question/{self.questions[row]:016x}"
+        group = groups[row] or inherited
+        split = self.splitter.split_of(group, name)
         if split is None:
             return "split_size", "whose group is in a split that is full"
         for other in family:
-            if selection.splits[other] != split:
-                return "leaks", f"that asks what {number(other)} asks, which is in another split"
-        selection.groups[row], selection.splits[row] = group, split
-        splitter.take(group, keys.names[row])
+            if self.selection.splits[other] != split:
+                return "leaks", f"that asks what {self.number(other)} asks, which is in another split"
+        groups[row], self.selection.splits[row] = group, split
+        self.splitter.take(group, name)
         return None
-
-    for row, (question, answer) in enumerate(zip(keys.question.tolist(), keys.answer.tolist(), strict=True)):
-        opening.setdefault(question, row)
-        out = verdict(row, question, answer)
-        if out:
-            selection.left_out[row] = out
-            continue
-        pairs[question, answer] = row
-        kept.setdefault(question, []).append(row)
-        answers[answer] += 1
-    drop_cross_split_duplicates(selection, keys, texts, number)
-    return selection
 
 
 def drop_cross_split_duplicates(
     selection: Selection, keys: RowKeys, texts: Callable[[int], tuple[str, str]], number: Callable[[int], str]
 ) -> None:
-    """Leave out later rows that ask nearly what a row of another split asks, where a band was too full to see it."""
+    """Leaves out later rows that ask nearly what a row of another split asks, where a band was too full to see it."""
     found = True
     while found:
         rows = np.array([row for row in range(len(selection.splits)) if row not in selection.left_out], np.int64)
@@ -111,7 +155,7 @@ def drop_cross_split_duplicates(
 
 
 def apply_caps_and_weights(selection: Selection, names: Sequence[str], sources: Sequence[Source]) -> None:
-    """Apply caps and weights below 1: groups with the smallest hashes stay, so that a smaller share is in a larger.
+    """Applies caps and weights below 1: groups with the smallest hashes stay, so that a smaller share is in a larger.
 
     A weight thins the training split only: held-out conversations compare from mixture to mixture.
     """
@@ -123,8 +167,6 @@ def apply_caps_and_weights(selection: Selection, names: Sequence[str], sources: 
                 selection.left_out[row] = ("max_conversations", f"beyond {source.max_conversations} of {source.name}")
         if source.weight < 1:
             for row in order[: source.max_conversations]:
-                if (
-                    selection.splits[row] == TRAIN
-                    and hash_fraction(f"{source.name} {selection.groups[row]}") >= source.weight
-                ):
+                beyond = hash_fraction(f"{source.name} {selection.groups[row]}") >= source.weight
+                if beyond and selection.splits[row] == TRAIN:
                     selection.left_out[row] = ("weight", f"beyond a weight of {source.weight:g} of {source.name}")

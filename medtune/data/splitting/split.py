@@ -37,14 +37,14 @@ class Splitter:
         self.filled: Counter[tuple[int, str]] = Counter()  # conversations by split and source
 
     def split_of(self, group: str, source: str) -> int | None:
-        """The split for a row of `source` in a group; None where that split is full."""
+        """Returns the split for a row of `source` in a group; None where that split is full."""
         if group not in self.splits:
             self.splits[group] = self.decide(group, source)
         split = self.splits[group]
         return None if self.full(split, source) else split
 
     def take(self, group: str, source: str) -> None:
-        """Tell that a row of `source` was taken into the split of its group."""
+        """Tells that a row of `source` was taken into the split of its group."""
         self.filled[self.splits[group], source] += 1
 
     def full(self, split: int, source: str) -> bool:
@@ -66,7 +66,7 @@ def split_sizes(validation_size: float, test_size: float) -> dict[int, float]:
 
 
 def hash_fraction(name: str) -> float:
-    """A number from 0 to 1 that depends on the name alone."""
+    """Returns a number from 0 to 1 that depends on the name alone."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -100,7 +100,7 @@ def leakage(
     text: Callable[[int], str],
     size: float,
 ) -> Leakage:
-    """Look for leaks in a finished split, independently of how it was made.
+    """Looks for leaks in a finished split, independently of how it was made.
 
     `splits`, `question` and `groups` run over the rows kept; `text(i)` is the question of row i; `size` is the share of
     the rows that the random split of comparison would hold out.
@@ -127,7 +127,7 @@ def leakage(
 
 
 def elsewhere(values: np.ndarray, splits: np.ndarray) -> np.ndarray:
-    """For each row whether its value stands in an earlier split too (train before validation before test)."""
+    """Returns for each row whether its value stands in an earlier split too (train before validation before test)."""
     _, codes = np.unique(values, return_inverse=True)
     first = np.full(codes.max(initial=-1) + 1, np.iinfo(np.int8).max)
     np.minimum.at(first, codes, splits)

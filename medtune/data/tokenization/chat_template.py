@@ -36,7 +36,7 @@ class Encoded:
 def encode(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False
 ) -> Encoded:
-    """Render messages as the model's chat template does.
+    """Renders messages as the model's chat template does.
 
     Target tokens are those of every assistant message and the end-of-turn token after it. With
     `add_generation_prompt` the result is the prompt for the next answer. Raises `UserError` if the template drops a
@@ -47,7 +47,7 @@ def encode(
 
 
 def encode_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[list[int]]:
-    """Token ids of each message's content; control tokens typed in it stay text."""
+    """Returns token ids of each message's content; control tokens typed in it stay text."""
     texts = [message["content"] for message in messages]
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
@@ -58,7 +58,7 @@ def render_ids(
     contents: Sequence[list[int]],
     add_generation_prompt: bool = False,
 ) -> Encoded:
-    """Put the template's own tokens around the contents of messages with these roles."""
+    """Puts the template's own tokens around the contents of messages with these roles."""
     frame = template_pieces(tokenizer, str(tokenizer.chat_template), roles, add_generation_prompt)
     ids, loss_mask = list(frame[0]), [False] * len(frame[0])
     for role, content, piece in zip(roles, contents, frame[1:], strict=True):
@@ -72,7 +72,7 @@ def render_ids(
 def template_pieces(
     tokenizer: PreTrainedTokenizerBase, template: str, roles: tuple[str, ...], add_generation_prompt: bool
 ) -> list[list[int]]:
-    """The template's own token ids before, between and after the contents of messages with these roles.
+    """Returns the template's own token ids before, between and after the contents of messages with these roles.
 
     `template` is the tokenizer's, named so that a change of it is seen. Raises `UserError` as `encode` does.
     """
@@ -92,7 +92,7 @@ def template_pieces(
 
 
 def drop_first_turns(messages: Sequence[dict[str, str]], dropped: int) -> list[dict[str, str]]:
-    """A conversation without its earliest `dropped` messages; the system message stays."""
+    """Returns a conversation without its earliest `dropped` messages; the system message stays."""
     return [*messages[:1], *messages[1 + dropped :]]
 
 
@@ -117,7 +117,7 @@ class Truncated:
 def truncate_to_fit(
     tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation], max_length: int
 ) -> Iterator[Truncated]:
-    """Encode conversations in `max_length` tokens by leaving out their earliest exchanges.
+    """Encodes conversations in `max_length` tokens by leaving out their earliest exchanges.
 
     An answer is never cut: where the last question and its answer do not fit, there are no tokens.
     """

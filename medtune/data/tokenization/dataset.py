@@ -59,7 +59,7 @@ class TokenizedSplits:
         return int(pc.max(pc.list_value_length(self.train.data.column("input_ids"))).as_py())
 
     def record(self, rejects: Path) -> None:
-        """Append what is too long to a rejects.jsonl, and say so."""
+        """Appends what is too long to a rejects.jsonl, and says so."""
         if self.too_long:
             with rejects.open("a", encoding="ascii") as file:
                 write_rejects(file, self.too_long)
@@ -67,7 +67,7 @@ class TokenizedSplits:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: PreparedData, max_length: int) -> TokenizedSplits:
-    """Encode every split in at most `max_length` tokens; the second time from the cache.
+    """Encodes every split in at most `max_length` tokens; the second time from the cache.
 
     Raises `UserError` if nothing of the training or validation split fits. Where all of the data is the test set, that
     must fit.
@@ -101,7 +101,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, conversations: PreparedData, ma
 def write(
     tokenizer: PreTrainedTokenizerBase, rows: ConversationTable, max_length: int, path: Path
 ) -> list[tuple[Reject, int]]:
-    """Write the token ids of one split. Returns the conversations that do not fit, with their lengths in tokens."""
+    """Writes the token ids of one split. Returns the conversations that do not fit, with their lengths in tokens."""
     too_long = []
     reason = f"whose answer does not fit in trainer.max_length={max_length} tokens"
     many = len(rows) >= MANY
@@ -127,7 +127,7 @@ def write(
 
 @contextmanager
 def threads(wanted: bool) -> Iterator[None]:
-    """Let the tokenizer use all processors for a while; medtune keeps it to one, for the sake of forked workers."""
+    """Lets the tokenizer use all processors for a while; medtune keeps it to one, for the sake of forked workers."""
     before = os.environ.get("TOKENIZERS_PARALLELISM", "false")
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if wanted else before
     try:
@@ -137,7 +137,7 @@ def threads(wanted: bool) -> Iterator[None]:
 
 
 def cache_key(tokenizer: PreTrainedTokenizerBase, data: str, max_length: int) -> str:
-    """A name for what `tokenize` would make."""
+    """Returns a name for what `tokenize` would make."""
     code = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in (conversation, sys.modules[__name__])]
     parts = [data, str(max_length), str(tokenizer.chat_template), tokenizer.backend_tokenizer.to_str(), *code]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -60,7 +60,7 @@ class MaskReport:
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun, in the plural where it is not one."""
+    """Returns a number with its noun, in the plural where it is not one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -104,12 +104,12 @@ def verify_mask(
 
 
 def unpadded(batch: dict[str, Any], column: str, i: int) -> list[int]:
-    """One column of row `i` of a batch, without its padding."""
+    """Returns one column of row `i` of a batch, without its padding."""
     return batch[column][i][batch["attention_mask"][i].bool()].tolist()
 
 
 def batch_problem(batch: dict[str, Any], i: int, row: dict[str, Any]) -> str | None:
-    """What is wrong with row `i` of a batch beside the row that it was made of; None if nothing is."""
+    """Returns what is wrong with row `i` of a batch beside the row that it was made of; None if nothing is."""
     padding = ~batch["attention_mask"][i].bool()
     if (batch["labels"][i][padding] != IGNORE_INDEX).any():
         return "padding is in the loss"
@@ -125,7 +125,7 @@ def mask_problem(
     labels: list[int],
     stops: set[int],
 ) -> str | None:
-    """What is wrong with a conversation's tokens and labels; None if nothing is."""
+    """Returns what is wrong with a conversation's tokens and labels; None if nothing is."""
     if all(label == IGNORE_INDEX for label in labels):
         return "no token is in the loss"
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
@@ -156,7 +156,7 @@ def mask_problem(
 
 
 def stock_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
-    """The prompt as `apply_chat_template` alone gives it, which is what other programs use for inference."""
+    """Returns the prompt as `apply_chat_template` alone gives it, which is what other programs use for inference."""
     ids = tokenizer.apply_chat_template(
         list(messages), add_generation_prompt=True, return_dict=False, date_string=TEMPLATE_DATE
     )
@@ -164,6 +164,6 @@ def stock_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str
 
 
 def has_control_token(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> bool:
-    """Whether a control token is typed in a message, where the stock template would obey it."""
+    """Returns whether a control token is typed in a message, where the stock template would obey it."""
     control = tokenizer.get_added_vocab()
     return any(token in message["content"] for message in messages for token in control)

@@ -50,7 +50,7 @@ READINGS = [
 
 
 def normal(text: str) -> str:
-    """The text in lower case and one spelling, with one space between words and around commas."""
+    """Returns the text in lower case and one spelling, with one space between words and around commas."""
     text = unicodedata.normalize("NFKD", text).lower()
     for pattern, reading in READINGS:
         text = pattern.sub(reading, text)
@@ -58,7 +58,7 @@ def normal(text: str) -> str:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a text that assert something, `normal`: no questions, no courtesies ("Get well soon")."""
+    """Yields the sentences of a text that assert something, `normal`: no questions, no courtesies ("Get well soon")."""
     parts = SENTENCE.split(text)
     for sentence, mark in zip(parts[::2], [*parts[1::2], ""], strict=True):
         if "?" not in mark and not (len(sentence) < LONGEST and BOILERPLATE.fullmatch(sentence.strip().lower())):
@@ -85,12 +85,14 @@ class Phrases:
         self.known: dict[str, str] = {}
 
     def spelled(self, phrase: str) -> list[str]:
-        """The phrase in lower case; where it begins with the name of a list, once for each word of that list."""
+        """Returns the phrase in lower case; where it begins with the name of a list, once for each word of that
+        list.
+        """
         first, _, rest = phrase.partition(" ")
         return [f"{one} {rest}".strip() for one in self.words.get(first, [first.lower()])]
 
     def pattern(self, phrase: str) -> str:
-        """A phrase as a regular expression."""
+        """Returns a phrase as a regular expression."""
         pattern = ""
         for token in phrase.split():
             if token == "...":
@@ -102,7 +104,7 @@ class Phrases:
         return re.sub("y$", "(?:y|ie)", pattern[1:])
 
     def find(self, sentence: str) -> Iterator[tuple[str, re.Match[str]]]:
-        """What each phrase in the sentence means, and where it is."""
+        """Yields what each phrase in the sentence means, and where it is."""
         for found in self.any.finditer(sentence):
             if found[0] not in self.known:
                 which = self.which.fullmatch(found[0])
@@ -128,13 +130,13 @@ class Quantities:
         )
 
     def find(self, sentence: str) -> Iterator[tuple[str, re.Match[str]]]:
-        """The name of each quantity in the sentence, and where it is."""
+        """Yields the name of each quantity in the sentence, and where it is."""
         for found in self.any.finditer(sentence):
             for name in self.names(found):
                 yield name, found
 
     def names(self, found: re.Match[str]) -> list[str]:
-        """One name for all ways of writing a quantity: "1 g" is "1000 mg", and "every 8 hours" is "3 a day"."""
+        """Returns one name for all ways of writing a quantity: "1 g" is "1000 mg", and "every 8 hours" is "3 a day"."""
         match found.lastgroup:
             case "unit":
                 name, factor = self.units[found["unit"]]
@@ -148,12 +150,12 @@ class Quantities:
         return [found[0]]  # blood pressure
 
     def numbers(self, text: str) -> list[Fraction]:
-        """The number, or the two of a range."""
+        """Returns the number, or the two of a range."""
         return [self.numerals.get(n) or Fraction(n) for n in re.split(" (?:to|or|and) ", text)]
 
 
 def longest_first(words: Iterable[str]) -> str:
-    """A pattern for one of these words."""
+    """Returns a pattern for one of these words."""
     return "|".join(sorted(words, key=len, reverse=True))
 
 
@@ -176,14 +178,14 @@ class Table:
         self.ends_ahead = Phrases(words, ends | ahead, other=CLAUSE).any
 
     def facts(self, sentence: str) -> Iterator[tuple[str, bool]]:
-        """Each mention of a fact in a sentence, and whether it is affirmed: two denials cancel out."""
+        """Yields each mention of a fact in a sentence, and whether it is affirmed: two denials cancel out."""
         denied = list(self.denied(sentence))
         for fact, found in chain(self.quantities.find(sentence), self.names.find(sentence)):
             denials = sum(start <= found.start() < end for start, end in denied) + fact.startswith("not ")
             yield fact.removeprefix("not "), denials % 2 == 0
 
     def denied(self, sentence: str) -> Iterator[tuple[int, int]]:
-        """The parts of a sentence that are denied in it, from where to where."""
+        """Yields the parts of a sentence that are denied in it, from where to where."""
         for kind, found in self.denials.find(sentence):
             start, end = found.span()
             if kind == "none":
@@ -198,7 +200,7 @@ class Table:
 
 
 def meanings(names: Mapping[str, list[str]]) -> dict[str, str]:
-    """Phrase -> fact, or "not " and the fact where the phrase is its opposite."""
+    """Returns phrase -> fact, or "not " and the fact where the phrase is its opposite."""
     known = {}
     for name, others in names.items():
         for phrase in [name, *others]:
@@ -209,12 +211,12 @@ def meanings(names: Mapping[str, list[str]]) -> dict[str, str]:
 
 @cache
 def table() -> Table:
-    """Compiled once, when it is first needed."""
+    """Returns the tables of this package, compiled when they are first needed."""
     return Table(yaml.load(Path(__file__).with_name("facts.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader))
 
 
 def facts(text: str) -> dict[str, bool]:
-    """The facts in a text, and whether each is affirmed.
+    """Returns the facts in a text, and whether each is affirmed.
 
     A fact that is both affirmed and denied counts as the text does more often; at a tie, as it did first. A text whose
     every mention is turned into its opposite has therefore the opposite facts.
@@ -227,13 +229,13 @@ def facts(text: str) -> dict[str, bool]:
 
 
 def agreement(answer: str, reference: str) -> float:
-    """F1 of the pairs (fact, affirmed or denied) of an answer; NaN where the reference has none."""
+    """Returns the F1 of the pairs (fact, affirmed or denied) of an answer; NaN where the reference has none."""
     told, known = set(facts(answer).items()), set(facts(reference).items())
     return 2 * len(told & known) / (len(told) + len(known)) if known else nan
 
 
 def contradicted(answer: str, reference: str) -> float:
-    """Share of the facts in both texts that one affirms and the other denies; NaN where they share none.
+    """Returns the share of the facts in both texts that one affirms and the other denies; NaN where they share none.
 
     Two doctors who answer the same question differ, too: in about one of seven shared facts.
     """

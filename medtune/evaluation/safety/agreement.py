@@ -20,7 +20,7 @@ class Confusion:
     true_no: int = 0
 
     def count(self, rubric: bool, label: bool) -> None:
-        """Add one answer."""
+        """Adds one answer."""
         name = ("true" if rubric == label else "false") + ("_yes" if rubric else "_no")
         setattr(self, name, getattr(self, name) + 1)
 
@@ -33,7 +33,7 @@ class Confusion:
 
 @lru_cache(maxsize=1)
 def agreement() -> tuple[dict[str, Confusion], dict[str, Confusion]]:
-    """The rubric against the labels: for each criterion, and by category whether the answer is as expected.
+    """Returns the rubric against the labels: for each criterion, and by category whether the answer is as expected.
 
     The labelled answers were written and judged by others than the rubric's author, who never saw one. The rubric was
     measured on them twice; between, its author knew the totals by criterion and the labels' definitions.

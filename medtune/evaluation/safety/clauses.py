@@ -48,7 +48,7 @@ class Phrase(NamedTuple):
 
 
 def read(text: str) -> str:
-    """The words of a text in lower case, and of its marks , : . ? % & /, all between single spaces.
+    """Returns the words of a text in lower case, and of its marks , : . ? % & /, all between single spaces.
 
     A list under "if:" is one sentence with it; any other is as many sentences as items.
     """
@@ -67,7 +67,7 @@ def read(text: str) -> str:
 
 
 def phrases(pattern: re.Pattern[str], text: str) -> Iterator[Phrase]:
-    """All places of a text, as `read` gives it, where the pattern is found."""
+    """Yields all places of a text, as `read` gives it, where the pattern is found."""
     for found in pattern.finditer(text):
         begin = max(text.rfind(end, 0, found.start()) for end in (" . ", " ? ")) + 2
         end = _END.search(text, found.end())
@@ -78,17 +78,17 @@ def phrases(pattern: re.Pattern[str], text: str) -> Iterator[Phrase]:
 
 
 def stems(text: str) -> frozenset[str]:
-    """What tells the longer words of a text apart."""
+    """Returns what tells the longer words of a text apart."""
     return frozenset(word[:_STEM] for word in text.split() if len(word) > 2)
 
 
 def first(words: int, text: str) -> str:
-    """So many words of a text, or fewer where a comma comes before."""
+    """Returns so many words of a text, or fewer where a comma comes before."""
     return f" {' '.join(text.partition(',')[0].split()[:words])} "
 
 
 def last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """Where a pattern is found for the last time."""
+    """Returns where a pattern is found for the last time."""
     found = None
     for found in pattern.finditer(text):  # noqa: B007
         pass
@@ -141,15 +141,15 @@ class Grammar:
         self.same = {name: self.compiled(words) for name, words in content["same"].items()}
 
     def each(self, section: dict[str, list[str]], *keys: str) -> Iterator[re.Pattern[str]]:
-        """The patterns of some lists of a section."""
+        """Returns the patterns of some lists of a section."""
         return (self.compiled(section[key]) for key in keys)
 
     def compiled(self, phrases: list[str]) -> re.Pattern[str]:
-        """The pattern of any of the phrases, in a text as `read` gives it."""
+        """Returns the pattern of any of the phrases, in a text as `read` gives it."""
         return re.compile(f"(?<= )(?:{self.either(phrases)})(?= )")
 
     def either(self, phrases: list[str]) -> str:
-        """The same, not compiled; those that begin with one word are tried together."""
+        """Returns the same, not compiled; those that begin with one word are tried together."""
         starts: dict[str, list[str]] = {}
         for phrase in phrases:
             first, *others = phrase.split()
@@ -158,7 +158,7 @@ class Grammar:
         return "|".join(f"{first}(?:{'|'.join(rests)})" if any(rests) else first for first, rests in starts.items())
 
     def word(self, token: str) -> str:
-        """The pattern of one word of a phrase."""
+        """Returns the pattern of one word of a phrase."""
         if "/" in token:
             return f"(?:{'|'.join(map(self.word, token.split('/')))})"
         if token in self.lists:
@@ -172,7 +172,9 @@ class Grammar:
         return frozenset(word[:_STEM] for word in self.empty.sub("", text).split() if word.isalnum())
 
     def stands(self, phrase: Phrase, said: frozenset[str]) -> bool:
-        """Whether a phrase is said of this patient: not asked, not denied, and on no condition that is not met."""
+        """Returns whether a phrase is said of this patient: not asked, not denied, and on no condition that is not
+        met.
+        """
         if phrase.asked and not self.request.search(phrase.clause):
             return False
         if self.denial.search(phrase.clause) or self.denied_after.search(phrase.after):
@@ -180,7 +182,9 @@ class Grammar:
         return all(self.met(condition, phrase.earlier, said) for condition in self.hangs_on(phrase))
 
     def meant(self, phrase: Phrase, said: frozenset[str]) -> bool:
-        """Whether what a phrase is said to follow from, as in "chest pain means an ambulance", is what they said."""
+        """Returns whether what a phrase is said to follow from, as in "chest pain means an ambulance", is what they
+        said.
+        """
         told = f"{phrase.before}{phrase.words} "
         if not (means := self.means.search(told)):
             return True
@@ -190,7 +194,7 @@ class Grammar:
         return not named or self.met(subject, phrase.earlier, said)
 
     def hangs_on(self, phrase: Phrase) -> Iterator[str]:
-        """The conditions of a phrase: before it ("if you faint, call") and after it, in its own clause."""
+        """Yields the conditions of a phrase: before it ("if you faint, call") and after it, in its own clause."""
         before = phrase.before[phrase.before.rfind(" but ") + 1 :]
         if found := self.fronted.search(before) or self.condition.search(before):
             yield before[found.end() :]
@@ -202,7 +206,7 @@ class Grammar:
             yield f"{after[found.end() :]} "
 
     def met(self, condition: str, earlier: str, said: frozenset[str]) -> bool:
-        """Whether one of the things that a condition lists is what the patient said."""
+        """Returns whether one of the things that a condition lists is what the patient said."""
         if self.about_to.search(condition):
             return True
         for part in re.split(r"(?<= )(?:,|or)(?= )", condition):
@@ -218,12 +222,12 @@ class Grammar:
         return False
 
     def relates(self, phrase: Phrase, patient: Patient) -> bool:
-        """Whether a phrase speaks of what the patient wrote about."""
+        """Returns whether a phrase speaks of what the patient wrote about."""
         sentence = phrase.sentence
         return not patient.topics or bool(self.pronoun.search(sentence) or stems(sentence) & patient.topics)
 
     def patient(self, message: str) -> Patient:
-        """What a message says."""
+        """Returns what a message says."""
         text = read(message)
         denied = stems(" ".join(found[0] for found in self.denies.finditer(text)))
         said = self.content(self.denies.sub(" ", text)) - {ALARM}
@@ -235,7 +239,7 @@ class Grammar:
         return Patient(text, said, topics, denied & topics, unknown or bool(asks), unknown or bool(believes))
 
     def nearest(self, phrase: Phrase) -> re.Match[str] | None:
-        """The medicine that its sentence names nearest to a phrase."""
+        """Returns the medicine that its sentence names nearest to a phrase."""
         before, after = last(self.medicine, phrase.before), self.medicine.search(f" {phrase.words}{phrase.after}")
         if before and after:
             return before if len(phrase.before) - before.end() < after.start() - len(phrase.words) else after

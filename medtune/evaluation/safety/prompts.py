@@ -22,12 +22,12 @@ class Prompt:
 
 @lru_cache(maxsize=1)
 def prompts() -> tuple[Prompt, ...]:
-    """All prompts, category by category."""
+    """Returns all prompts, category by category."""
     return tuple(Prompt(**json.loads(line)) for line in FILE.read_text(encoding="utf-8").splitlines())
 
 
 def red_flags(count: int) -> list[Prompt]:
-    """`count` emergencies, as different as can be: the first of each category, then the second of each."""
+    """Returns `count` emergencies, as different as can be: the first of each category, then the second of each."""
     emergencies = [prompt for prompt in prompts() if prompt.expected == EMERGENCY]
     rank = {
         prompt.id: [p.id for p in emergencies if p.category == prompt.category].index(prompt.id)

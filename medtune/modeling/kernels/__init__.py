@@ -29,7 +29,7 @@ class MaskSeeds:
 
 @cache
 def kernels_available() -> bool:
-    """Whether Triton can build kernels on this machine: it needs a C compiler and Python's headers."""
+    """Returns whether Triton can build kernels on this machine: it needs a C compiler and Python's headers."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
     return bool(compiler and headers and importlib.util.find_spec("triton"))

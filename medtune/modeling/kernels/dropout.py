@@ -76,7 +76,7 @@ def random_numbers(keys, member, row, layer, counter):  # type: ignore[no-untype
 
 @triton.jit
 def is_kept(first, second, third, fourth, number: tl.constexpr, threshold):  # type: ignore[no-untyped-def]
-    """Whether one of the eight columns of each counter stays."""
+    """Returns whether one of the eight columns of each counter stays."""
     four = first if number < 2 else (second if number < 4 else (third if number < 6 else fourth))
     return ((four >> (number % 2 * 16)) & 0xFFFF) >= threshold
 

@@ -123,7 +123,7 @@ class Backbone:
         return ForwardPass(batches, hidden, partial(adapters.gradients, hidden))
 
     def may_capture(self, adapters: StackedAdapters) -> bool:
-        """Whether capturing passes of these adapters pays.
+        """Returns whether capturing passes of these adapters pays.
 
         Where groups of members take turns, each pass has another stack: capturing takes longer than it saves.
         """

@@ -22,7 +22,7 @@ Pair = tuple[torch.nn.Parameter, torch.nn.Parameter]  # A [r, in] and B [out, r]
 
 
 def stackable(layer: Any) -> bool:
-    """Whether a layer is plain LoRA. DoRA, for example, needs the frozen weight."""
+    """Returns whether a layer is plain LoRA. DoRA, for example, needs the frozen weight."""
     return isinstance(layer, LoraLayer) and all(
         isinstance(layer.lora_variant.get(adapter), FusedLora) for adapter in layer.active_adapters
     )
@@ -78,7 +78,7 @@ class StackedAdapters:
                     self.dropout_names[name] = layer.lora_dropout[layer.active_adapters[0]].name
 
     def are_of(self, layers: Sequence[Layers]) -> bool:
-        """Whether the stack is of these members, in this order."""
+        """Returns whether the stack is of these members, in this order."""
         return len(layers) == len(self.layers) and all(a is b for a, b in zip(layers, self.layers, strict=True))
 
     @torch.no_grad()
