@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from helpers import compose
@@ -25,7 +26,7 @@ CHOICES = [(group, option) for group in group_names() for option in group_option
 
 def test_every_folder_and_file_is_covered() -> None:
     commands = set(CONF.glob("*.yaml"))
-    assert {path.stem for path in commands} == set(COMMANDS)
+    assert {path.stem for path in commands} == {*COMMANDS, "launch"}  # a part of train.yaml
     files = {path for folder in (CONF, EXPERIMENTS) for path in folder.rglob("*.yaml")} - commands
     assert len(files) == len(CHOICES) >= 20
     assert {group for group, _ in CHOICES} == {
@@ -45,6 +46,16 @@ def test_the_configuration_of_every_command_composes(command: str, schema: type[
     register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         assert type(build_config(hydra.compose(command), schema)) is schema
+
+
+@pytest.mark.parametrize("launcher", [None, "basic"])
+def test_an_experiment_may_choose_the_launcher(launcher: str | None) -> None:
+    register()
+    chosen = {"defaults": [{"override /hydra/launcher": launcher}]} if launcher else {}
+    ConfigStore.instance().store(group="experiment", name="mine", package="_global_", node=OmegaConf.create(chosen))
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra.compose("train", ["experiment=mine"], return_hydra_config=True)
+    assert composed.hydra.runtime.choices["hydra/launcher"] == (launcher or "shared_base")
 
 
 def test_every_experiment_names_itself_and_its_command() -> None:
