@@ -10,6 +10,8 @@ from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
+from omegaconf import MISSING as OMITTED
+
 from medtune.config.schema import RunConfig, Source
 
 
@@ -50,6 +52,13 @@ def has_key(path: str, schema: type = RunConfig) -> bool:
         return bool(find_key(path, schema))
     except KeyError:
         return False
+
+
+def has_default(entry: Field, kind: Any) -> bool:
+    """Returns whether a key need not be given: `schema.key` declares a default, or does for all keys of a group."""
+    if inner := dataclass_of(kind):
+        return all(has_default(f, k) for f, k in typed_fields(inner))
+    return bool(entry.metadata) and entry.default != OMITTED
 
 
 def is_mapping(path: str) -> bool:

@@ -31,12 +31,13 @@ def key(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    **default: Any,
 ) -> Any:
     """Returns the field of a configuration key: what it is, its unit, and the range that a value must lie in. Its
-    value is in `conf/`.
+    value is in `conf/`; a `default` or `default_factory` is for configurations written before there was the key.
     """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
-    return field(default=MISSING, metadata={"doc": doc, "unit": unit, "bounds": bounds})
+    return field(**(default or {"default": MISSING}), metadata={"doc": doc, "unit": unit, "bounds": bounds})
 
 
 @dataclass
@@ -49,6 +50,19 @@ class Columns:
     title: str | None = key("a headline of the question, used where there is no more", "column name")
     group: str | None = key("rows that must stay in one split share it", "column name")
     source: str | None = key("where a row comes from, for stratified splits", "column name")
+    system: str | None = key("the row's own system message", "column name", default=None)
+    history: str | None = key("what was said before the question", "column name", default=None)
+    context: str | None = key("a text that the question is about, put below it", "column name", default=None)
+    split: str | None = key("train, validation or test: such rows go there", "column name", default=None)
+
+
+@dataclass
+class Speakers:
+    """Who speaks in a dialogue under labels that medtune does not know; rows with any other label are left out."""
+
+    patient: list[str] = key("labels of the patient, and of who speaks for them", "labels", default_factory=list)
+    doctor: list[str] = key("labels of the doctor, and of who answers like one", "labels", default_factory=list)
+    text: list[str] = key("no speakers: headings within what somebody says", "labels", default_factory=list)
 
 
 @dataclass
@@ -63,6 +77,7 @@ class Source:
     redistributable: bool = key("whether the licence lets you pass the text on")
     format: Format = key("how a row holds a conversation")
     columns: Columns = field(default_factory=Columns)
+    speakers: Speakers = field(default_factory=Speakers)
     group_pattern: str | None = key("its first group, found in the question, names the group", "regular expression")
     product_names: list[str] = key("names that the answers carry as advertising, removed", "texts")
     weight: float = key("times a training row is seen per epoch", "times", above=0, at_most=10)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -29,10 +29,21 @@ def config_hash(configuration: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def is_default(group: Any, entry: Field) -> bool:
+    """Returns whether a group has the default of one of its keys, as `schema.key` declares it."""
+    if entry.default_factory is not MISSING:
+        return bool(entry.metadata) and getattr(group, entry.name) == entry.default_factory()
+    return getattr(group, entry.name) == entry.default
+
+
 def to_plain(value: Any) -> Any:
-    """Returns a configuration as JSON values: dataclasses become dictionaries, enum members their names."""
+    """Returns a configuration as JSON values: dataclasses become dictionaries, enum members their names.
+
+    A key that has a default is left out where it has that value: what was written before there was the key stays equal.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return {name: to_plain(v) for name, v in vars(value).items()}
+        chosen = {f.name: to_plain(getattr(value, f.name)) for f in fields(value) if not is_default(value, f)}
+        return {name: v for name, v in chosen.items() if v != {} or not is_dataclass(getattr(value, name))}
     if isinstance(value, dict):
         return {name: to_plain(v) for name, v in value.items()}
     if isinstance(value, list):

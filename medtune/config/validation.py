@@ -11,7 +11,15 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medtune.config.enums import QuantizationType, Weights
-from medtune.config.keys import dataclass_of, describe_type, did_you_mean, find_key, mapping_value_type, typed_fields
+from medtune.config.keys import (
+    dataclass_of,
+    describe_type,
+    did_you_mean,
+    find_key,
+    has_default,
+    mapping_value_type,
+    typed_fields,
+)
 from medtune.config.schema import BUNDLED, Data, RunConfig, Source
 from medtune.runtime.errors import UserError
 
@@ -52,6 +60,8 @@ def check_values(values: dict[Any, Any], schema: type, group: type | None = None
             yield did_you_mean(prefix + str(name), schema)
     for entry, kind in typed_fields(group):
         path = prefix + entry.name
+        if entry.name not in values and has_default(entry, kind):
+            continue  # written before there was this key
         value = values.get(entry.name, MISSING)
         inner = dataclass_of(kind)
         if (member := mapping_value_type(kind)) and isinstance(value, dict):

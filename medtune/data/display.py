@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medtune.data.funnel import RULES, left_out, smaller
+from medtune.data.funnel import RULES, left_out, notes, smaller
 from medtune.data.store import SPLITS, Conversation
 
 console = Console(highlight=False, soft_wrap=True)
@@ -37,6 +37,8 @@ def report(counted: dict[str, Any]) -> None:
     console.print(funnel)
     for reason, count in list(counted["unusable"].items())[:SHOWN]:
         line(f"  unusable: {count:,} {reason}")
+    for said in notes(counted):
+        line(said)
     if counted["changed"]:
         changed = table("text rules", "rows changed")
         for rule, count in counted["changed"].items():

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # What each rule of the funnel left out, worded to follow a number of rows.
 RULES = {
     "unusable": "cannot be read as a conversation",
+    "forbidden": "that say themselves not to train on them",
     "empty": "with nothing left of a message after cleaning",
     "titles": "whose question is only a title",
     "short": "too short",
@@ -53,16 +54,18 @@ class RowStats:
     question: list[np.ndarray] = field(default_factory=list)
     answer: list[np.ndarray] = field(default_factory=list)
     bands: list[np.ndarray] = field(default_factory=list)
+    marked: list[np.ndarray] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     rules: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)  # row of each reason
 
     def add(self, part: ProcessedRows, name: str) -> None:
         self.rows += part.batch["row"].to_pylist()
         self.names += [sys.intern(name)] * part.batch.num_rows
         self.sources += map(sys.intern, part.batch["source"].to_pylist())
         self.groups += map(sys.intern, part.batch["group"].to_pylist())
-        for column in ("question", "answer", "bands"):
+        for column in ("question", "answer", "bands", "marked"):
             getattr(self, column).append(getattr(part, column))
         self.counts += part.counts
         for reject in part.rejects:
@@ -70,11 +73,23 @@ class RowStats:
 
     def count(self, reject: Reject) -> None:
         self.rules[reject.rule] += 1
-        if reject.rule == "unusable":
+        if reject.rule in ("unusable", "forbidden"):
             self.reasons[reject.reason] += 1
+            self.first.setdefault(reject.reason, reject.row)
+
+    def why_unusable(self) -> dict[str, int]:
+        """Returns how many rows are left out for what they are, by the reason and its first row; most frequent
+        first.
+        """
+        return {f"{reason} (first: row {self.first[reason]})": n for reason, n in self.reasons.most_common()}
+
+    def counted(self, kind: str) -> dict[str, int]:
+        """Returns the counts of a kind by what they are of, the largest first."""
+        found = ((*name.partition("/"), count) for name, count in self.counts.most_common())
+        return {what: count for name, _, what, count in found if name == kind}
 
     def keys(self) -> RowKeys:
-        arrays = (np.concatenate(column) for column in (self.question, self.answer, self.bands))
+        arrays = (np.concatenate(column) for column in (self.question, self.answer, self.bands, self.marked))
         return RowKeys(self.names, self.groups, *arrays)
 
 
@@ -86,20 +101,22 @@ def describe(data: Data, seen: RowStats, selection: Selection, kept: np.ndarray)
     by_source: dict[str, dict[str, int]] = {}
     for row in kept:
         by_source.setdefault(seen.sources[row], dict.fromkeys(SPLITS, 0))[SPLITS[selection.splits[row]]] += 1
-    flags = {name.partition("/")[2]: count for name, count in seen.counts.items() if name.startswith("redflag/")}
+    flags, urged = seen.counted("redflag"), seen.counted("urged")
     return {
         "cleaning_version": VERSION,
         "sources": seen.described,
         "funnel": {"read": seen.read, **dict(seen.rules.most_common()), "kept": len(kept)},
-        "unusable": dict(seen.reasons.most_common()),
-        "changed": {n.partition("/")[2]: c for n, c in seen.counts.most_common() if n.startswith("changed/")},
+        "unusable": seen.why_unusable(),
+        "unused": seen.counted("unused"),
+        "untrained": seen.counts["untrained"],
+        "other_language": seen.counts["other language"],
+        "marked": sorted({SPLITS[split] for part in seen.marked for split in part[part >= 0].tolist()}),
+        "changed": seen.counted("changed"),
         "redflag": {
             "policy": data.redflag.name,
             "emergencies": sum(flags.values()),
-            "urged": sum(count for name, count in seen.counts.items() if name.startswith("urged/")),
-            "by_category": {
-                n: {"emergencies": c, "urged": seen.counts[f"urged/{n}"]} for n, c in sorted(flags.items())
-            },
+            "urged": sum(urged.values()),
+            "by_category": {n: {"emergencies": c, "urged": urged.get(n, 0)} for n, c in sorted(flags.items())},
         },
         "splits": {name: by_split[name] for name in SPLITS},
         "asked": {SPLITS[split]: size for split, size in split_sizes(data.validation_size, data.test_size).items()},
@@ -110,8 +127,9 @@ def describe(data: Data, seen: RowStats, selection: Selection, kept: np.ndarray)
 
 def describe_rules(seen: RowStats) -> str:
     """Returns why rows were left out, most frequent first."""
-    reasons = [f"{count} {reason}" for reason, count in seen.reasons.most_common()]
-    return "; ".join(reasons + [f"{count} by {rule}" for rule, count in seen.rules.most_common() if rule != "unusable"])
+    reasons = [f"{count} {reason}" for reason, count in seen.why_unusable().items()]
+    rules = [f"{n} by {rule}" for rule, n in seen.rules.most_common() if rule not in ("unusable", "forbidden")]
+    return "; ".join(reasons + rules)
 
 
 def require_splits(counted: dict[str, Any], seen: RowStats) -> None:
@@ -139,6 +157,8 @@ def log_report(report: dict[str, Any]) -> None:
         log.warning(
             "data: %s; see rejects.jsonl", "; ".join(f"{n} {reason}" for reason, n in report["unusable"].items())
         )
+    for line in notes(report):
+        log.warning("data: %s", line)
     flags = report["redflag"]
     if flags["emergencies"]:
         log.info(
@@ -156,13 +176,32 @@ def log_report(report: dict[str, Any]) -> None:
         log.warning("data: %s", line)
 
 
+def notes(report: dict[str, Any]) -> list[str]:
+    """Returns a line for each thing that the rows hold and that was not used, or used otherwise than one might
+    think.
+    """
+    lines = []
+    if report["unused"]:
+        lines.append("not used: " + ", ".join(f"{what} ({count:,})" for what, count in report["unused"].items()))
+    if report["untrained"]:
+        lines.append(f"{report['untrained']:,} answers are read and not trained on, as their rows say")
+    if report["other_language"]:
+        lines.append(
+            f"{report['other_language']:,} conversations are not in English: the rules titles and recase and the "
+            "red-flag audit know no other language"
+        )
+    if held_out := [name for name in report["marked"] if name != "train"]:
+        lines.append(f"the rows say themselves which are for {' and '.join(held_out)}")
+    return lines
+
+
 def smaller(report: dict[str, Any]) -> list[str]:
     """Returns a line for each split of a fixed size that could not be filled."""
     return [
         f"the {name} split has {report['splits'][name]} conversations, not {size:g}: it is filled from a quarter of "
         "the groups, and there are no more in it"
         for name, size in report["asked"].items()
-        if report["splits"][name] < size and size > 1
+        if report["splits"][name] < size and size > 1 and name not in report["marked"]
     ]
 
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, overload
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from medtune.data.reading.normalize import Messages
@@ -37,6 +38,7 @@ SCHEMA = pa.schema({"row": pa.int64(), "source": pa.string(), "group": pa.string
 @dataclass
 class Conversation:
     """Messages {role, content}: system, then user and assistant in turn, the assistant last; content stripped.
+    An answer of weight 0 is read and not trained on.
 
     `row` is its number in its source; conversations of one `group` are in one split.
     """
@@ -110,9 +112,15 @@ class Writer:
         self.file.close()
 
 
+def weight_field(rows: ConversationTable) -> dict[str, pa.DataType]:
+    """Returns the field of messages that are not to be trained on, where a set has some."""
+    found = pc.match_substring(rows.table["messages"], '"weight": 0')  # a quote within a content is escaped
+    return {"weight": pa.int8()} if pc.any(found).as_py() else {}
+
+
 def write_parquet(rows: ConversationTable, path: Path) -> None:
     """Writes conversations as Parquet: messages as a list of {role, content}, source, group and row."""
-    message = pa.struct({"role": pa.string(), "content": pa.string()})
+    message = pa.struct({"role": pa.string(), "content": pa.string(), **weight_field(rows)})
     schema = pa.schema({"messages": pa.list_(message), "source": pa.string(), "group": pa.string(), "row": pa.int64()})
     with parquet.ParquetWriter(path, schema) as writer:
         for batch in rows.table.to_batches():

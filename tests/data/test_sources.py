@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from medtune.config.enums import Format
 from medtune.config.schema import Data
 from medtune.data.prepared import prepare
 from medtune.data.reading.formats import detect_format
-from medtune.data.reading.normalize import RejectRow, normalize
+from medtune.data.reading.normalize import normalize
+from medtune.data.reading.rejects import RejectRow
 from medtune.data.reading.sources import read_rows
 from medtune.runtime.errors import UserError
 
@@ -37,7 +39,7 @@ def read(data: Data) -> list[Any]:
     found = []
     for _, row in rows:
         try:
-            found.append(normalize(row, layout, "You are a doctor."))
+            found.append(normalize(row, layout, "You are a doctor.", Counter()))
         except RejectRow as unusable:
             found.append(str(unusable))
     return found
@@ -174,7 +176,7 @@ def test_multi_turn_dialogues(tmp_path: Path) -> None:
     assert contents == ["I cough.", "Since when?", "A week.\nAt night.", "Rest."]
     assert [message["role"] for message in turns] == ["system", "user", "assistant", "user", "assistant"]
     assert [message["content"] for message in thanks[1:]] == ["I cough.", "Rest."], "nothing is taught after an answer"
-    assert "whose roles do not alternate" in greeting and "without turns that begin with 'patient:'" in unmarked
+    assert "without an answer" in greeting and "with a turn that names no speaker" in unmarked
 
 
 def test_an_alpaca_instruction_is_kept_where_it_differs_from_row_to_row(tmp_path: Path) -> None:
@@ -204,10 +206,10 @@ GOOD = said("I have a cough.", "Rest and drink.")
         ([GOOD[0], {"role": "assistant", "content": "  "}], "without an answer"),
         ([GOOD[0], {"role": "assistant", "content": None}], "without an answer"),
         ([], "without an answer"),
-        ([{"role": "nurse", "content": "Hello."}, GOOD[1]], "with the unknown role 'nurse'"),
-        ([{"role": "user", "content": ["Hello"]}, GOOD[1]], "whose user message is not text but a list"),
+        ([{"role": "nurse", "content": "Hello."}, GOOD[1]], "with the unknown speaker 'nurse'"),
+        ([{"role": "user", "content": [{"image": "x"}]}, GOOD[1]], "whose user message is not text but a list"),
         ([GOOD[0], GOOD[0], GOOD[1]], "whose roles do not alternate"),
-        ([GOOD[1]], "whose roles do not alternate"),
+        ([GOOD[1]], "without a question"),
         ([{"role": "user", "content": ""}, GOOD[1]], "without a question"),
         ([{"role": "system", "content": ""}, *GOOD], "with an empty message"),
         ([{"role": "user", "content": "half a \ud83d"}, GOOD[1]], "with broken characters"),
@@ -253,7 +255,7 @@ def test_broken_json_lines_cost_only_themselves(tmp_path: Path) -> None:
         (44, "that cannot be parsed"),
         (45, "whose messages are no list of {role, content}"),
     ]
-    assert prepared.report["unusable"]["that cannot be parsed"] == 3
+    assert prepared.report["unusable"]["that cannot be parsed (first: row 1)"] == 3
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -7,7 +7,7 @@ meaningless (Brown et al. 2020, arXiv:2005.14165, appendix C).
 from collections.abc import Sequence
 from pathlib import Path
 
-from medtune.config.schema import Source
+from medtune.config.schema import Source, Speakers
 from medtune.data.hashing import ngrams
 from medtune.data.reading.formats import find_column, suggest_columns
 from medtune.data.reading.normalize import normalized_words
@@ -39,7 +39,7 @@ def benchmark_ngrams(names: Sequence[str], size: int) -> frozenset[int]:
     for name in names:
         rows = [row for _, row in read_rows(source_of(name), "data.benchmarks", split=None) if isinstance(row, dict)]
         columns = list(dict.fromkeys(str(column) for row in rows for column in row))
-        column = find_column("question", columns, rows)
+        column = find_column("question", columns, rows, Speakers())
         if column is None:
             there_are = suggest_columns(columns, rows, "").partition(":")[0]
             raise UserError(f"data.benchmarks: {name} has no column of questions; {there_are}: rename one to question")

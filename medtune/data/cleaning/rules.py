@@ -13,7 +13,9 @@ from typing import Any
 import ftfy
 
 from medtune.data.cleaning.boilerplate import Changed, branded, either, greetings, links, mentions, products
+from medtune.data.cleaning.language import is_english
 from medtune.data.cleaning.pii import contacts, names
+from medtune.data.reading.normalize import Messages
 
 VERSION = 1  # raise it when a rule changes what it does
 PASSES = 8  # real texts settle in two or three
@@ -132,6 +134,7 @@ START = re.compile(
     rf"([.!?…\n](?:(?<=\n)|((?i:{UNENDED}))?\s)\s{{0,3}}+{LISTED})"
     r"(?=[a-z])(?(2)|([a-z]++))(?=['\u2019a-z-]*+(?:[\s,.;:!?]|\Z))"
 )
+WORD = re.compile(r"\w+(?:['\u2019]\w+)?")
 PRONOUN = re.compile(r"i(?<=[\s(\[\"\u201c\u2018,;:]i)(?=['\u2019](?:m|ve|ll|d)\b| (?!\w\b|\d))")
 
 
@@ -145,7 +148,9 @@ def recase(text: str, role: str) -> Changed:
         return text, 0
     parts = START.split("\n" + text)
     parts[3::4] = [word and (CASES.get(word) or word.capitalize()) for word in parts[3::4]]
-    text, pronouns = PRONOUN.subn("I", "".join(filter(None, parts))[1:])
+    text, pronouns = "".join(filter(None, parts))[1:], 0
+    if is_english(WORD.findall(text.lower())):  # "i" is "and" in Italian
+        text, pronouns = PRONOUN.subn("I", text)
     return text, len(parts) // 4 + pronouns
 
 
@@ -167,7 +172,7 @@ class Cleaner:
         self.settled = ""  # the last system message that needed nothing: mostly all are the same
         self.cased = [rule for rule in self.rules if rule[0] not in CASELESS]
 
-    def __call__(self, messages: list[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, int]]:
+    def __call__(self, messages: Messages) -> tuple[Messages, dict[str, int]]:
         """Returns the cleaned messages (same roles, contents possibly empty) and how many places each rule changed."""
         places: Counter[str] = Counter()
         return [m | {"content": self.cleaned(m["content"], m["role"], places)} for m in messages], dict(places)

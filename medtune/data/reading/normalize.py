@@ -1,137 +1,270 @@
-"""A row of a known layout -> checked messages; a row that cannot be a conversation says why."""
+"""A row of a known layout -> checked messages; a row that cannot be a conversation says why.
 
-import math
+Everything in a row is used, or counted in `unused`: what a model should have read is never dropped without a word.
+"""
+
 import re
+from collections import Counter
 from typing import Any
 
 from medtune.config.enums import Format
-from medtune.data.reading.formats import SPEAKER, RowFormat, kind_of, parsed
+from medtune.config.schema import Speakers
+from medtune.data.reading import speakers as labels
+from medtune.data.reading.cells import is_empty, kind_of, parsed, plain_text
+from medtune.data.reading.formats import YES_OR_NO, RowFormat, truth
+from medtune.data.reading.rejects import RejectRow
+from medtune.data.reading.sources import RepeatedKey
 
-ROLES = {
-    "system": "system",
-    "user": "user", "human": "user", "patient": "user",
-    "assistant": "assistant", "gpt": "assistant", "doctor": "assistant", "model": "assistant", "bot": "assistant",
-}  # fmt: skip
+# Keys of a turn under which the public sets say who speaks, and what.
+ROLE_KEYS = ("role", "from", "speaker", "sender", "author")
+CONTENT_KEYS = ("content", "value", "text", "message", "utterance")
+SHAREGPT_KEYS = ("from", "value")
 # A run of letters and digits; in Chinese and Japanese, which put no spaces, a character.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 ASCII_WORD = re.compile(r"[a-z0-9_]+")  # the same in most texts, in half the time
 ENOUGH_WORDS = 8  # a first message below it ("Hi doctor") does not tell one patient from another
+NO_QUESTION = "without a question"
+FORBIDDEN = "forbidden"  # the rule of rows that say themselves not to train on them
 
-Messages = list[dict[str, str]]
-
-
-class RejectRow(Exception):
-    """Why a row is left out, worded to follow '3 rows …', and by which rule."""
-
-    def __init__(self, reason: str, rule: str = "unusable") -> None:
-        super().__init__(reason)
-        self.rule = rule
+# A message: role and content as text; `weight` 0, as OpenAI's format has it, where its answer is no target.
+Message = dict[str, Any]
+Messages = list[Message]
 
 
-def normalize(row: Any, layout: RowFormat, system_prompt: str) -> Messages:
-    """Messages {role, content} of a row: system, then user and assistant in turn, the assistant last.
+def normalize(row: Any, layout: RowFormat, system_prompt: str, unused: Counter[str]) -> Messages:
+    """Returns the messages {role, content} of a row: system, then user and assistant in turn, the assistant last.
 
     Contents are stripped. The system message is always explicit, because some chat templates slip in one of their own
-    where it is missing. Raises `Unusable`.
+    where it is missing. An answer that is not to be trained on has a weight of 0. What is not used of the row is
+    counted in `unused`. Raises `RejectRow`.
     """
     if not isinstance(row, dict):
-        raise RejectRow(
-            "that cannot be parsed" if isinstance(row, Exception) else "that are no {column: value} objects"
-        )
-    messages = validate_messages(raw_messages(row, layout))
+        raise RejectRow(why_unparsed(row) if isinstance(row, Exception) else "that are no {column: value} objects")
+    unused.update(f"column {name}" for name, value in row.items() if name not in layout.used and not is_empty(value))
+    require_allowed(row, layout)
+    turns = raw_turns(row, layout, unused)
+    if "history" in layout.columns:
+        turns = [*history_turns(row.get(layout.columns["history"]), layout, unused), *turns]
+    messages = validate_messages(turns, layout.speakers, unused)
+    if "context" in layout.columns:
+        add_context(messages, row, layout.columns["context"], unused)
+    own = text_cell(row, layout.columns["system"]) if "system" in layout.columns else None
     if messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system_prompt.strip()})
+        messages.insert(0, {"role": "system", "content": (own or system_prompt).strip()})
+    elif own and own.strip() != messages[0]["content"]:
+        raise RejectRow(f"whose system message is not what the column {layout.columns['system']} says")
     return messages
 
 
-def raw_messages(row: dict[str, Any], layout: RowFormat) -> Any:
-    """Returns what a row says, as a list of {role, content} with the row's own contents."""
+def why_unparsed(error: Exception) -> str:
+    """Returns why a row is left out that is no value at all."""
+    return str(error) if isinstance(error, RepeatedKey) else "that cannot be parsed"
+
+
+def require_allowed(row: Message, layout: RowFormat) -> None:
+    """Raises `RejectRow` for a row that says itself not to train on it."""
+    for column in layout.flags:
+        value = row.get(column)
+        if not is_empty(value) and truth(value) in (False, 0):
+            raise RejectRow(f"that say {column}: {str(value).lower()}", FORBIDDEN)
+
+
+def raw_turns(row: Message, layout: RowFormat, unused: Counter[str]) -> Messages:
+    """Returns what a row says, as turns {role, content} with the row's own roles and contents."""
     columns = layout.columns
     if "messages" in columns:
-        value = parsed(row.get(columns["messages"]))
-        if layout.format is Format.turns:
-            return dialogue(value)
-        if layout.format is Format.sharegpt and isinstance(value, list):
-            return [{"role": t.get("from"), "content": t.get("value")} if isinstance(t, dict) else t for t in value]
-        return value
+        turns = turns_in(row.get(columns["messages"]), layout, unused)
+        return turns + last_answer(row, turns, layout, unused)
     question, answer = (text_or_list(row, columns[part]) for part in ("question", "answer"))
-    if layout.format is Format.prompt_completion:
-        asked = question if isinstance(question, list) else [{"role": "user", "content": question}]
-        return asked + (answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}])
-    if layout.format is Format.alpaca:
+    if layout.format is Format.alpaca and columns["question"] != columns["instruction"]:
         instruction = text_or_list(row, columns["instruction"])
-        if isinstance(instruction, list):
-            raise RejectRow(f"with a list in the column {columns['instruction']}, where text belongs")
-        if instruction != layout.instruction and columns["question"] != columns["instruction"]:
+        if isinstance(instruction, list) or isinstance(question, list):
+            named = columns["instruction"] if isinstance(instruction, list) else columns["question"]
+            raise RejectRow(f"with a list in the column {named}, where text belongs")
+        if instruction != layout.instruction:
             question = f"{instruction or ''}\n\n{question or ''}".strip()
     elif not question and "title" in columns:
         question = text_or_list(row, columns["title"])
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    answered = turns_of(answer, layout, unused) if isinstance(answer, list) else [spoken("assistant", answer)]
+    if answered and labels.role_of(str(answered[0]["role"]), layout.speakers) != labels.DOCTOR:
+        return answered  # the whole conversation, which begins with the question
+    asked = turns_of(question, layout, unused) if isinstance(question, list) else [spoken("user", question)]
+    return asked + answered
 
 
-def text_or_list(row: dict[str, Any], column: str) -> Any:
-    """Returns a cell; None where it is empty or missing (pandas writes NaN). Raises `Unusable` for a number and the
-    like.
+def spoken(role: Any, content: Any) -> Message:
+    """Returns a turn."""
+    return {"role": role, "content": content}
+
+
+def text_or_list(row: Message, column: str) -> Any:
+    """Returns a cell: its text, or the list of turns in it; None where there is nothing. Raises `RejectRow` for
+    a number and the like.
     """
-    value = parsed(row.get(column))
-    if (
-        value is None
-        or (isinstance(value, float) and math.isnan(value))
-        or (isinstance(value, str) and not value.strip())
-    ):
+    value = row.get(column)
+    if is_empty(value):
         return None
-    if not isinstance(value, str | list):
+    found = parsed(value)
+    if isinstance(found, list) and all(isinstance(turn, dict) for turn in found):
+        return found
+    if not isinstance(value, str):
         raise RejectRow(f"with {kind_of(value)} in the column {column}, where text belongs")
     return value
 
 
-def dialogue(value: Any) -> Messages:
-    """Turns that begin with 'patient:' or 'doctor:', as a list or as one text; turns of one speaker in a row join."""
-    if isinstance(value, list):
-        value = "\n".join(map(str, value))
-    if not isinstance(value, str) or not SPEAKER.search(value):
+def text_cell(row: Message, column: str) -> str | None:
+    """Returns the text in a cell; None where there is nothing. Raises `RejectRow` for a number and the like."""
+    value = row.get(column)
+    if is_empty(value):
+        return None
+    if not isinstance(value, str):
+        raise RejectRow(f"with {kind_of(value)} in the column {column}, where text belongs")
+    return value
+
+
+def turns_in(value: Any, layout: RowFormat, unused: Counter[str]) -> Messages:
+    """Returns the turns of a cell: a list of turns, or a dialogue as text. Raises `RejectRow`."""
+    found = parsed(value)
+    if layout.format is Format.turns and isinstance(value, str) and not isinstance(found, list):
+        return labels.dialogue(value, layout.speakers)
+    if found and isinstance(found, list) and all(isinstance(turn, str) for turn in found):
+        return labels.dialogue(found, layout.speakers)
+    if layout.format is Format.turns and not isinstance(found, list):
         raise RejectRow("without turns that begin with 'patient:' or 'doctor:'")
-    pieces = SPEAKER.split(value)[1:]  # speaker, words, speaker, words, …
-    messages: Messages = []
-    for speaker, words in zip(pieces[::2], pieces[1::2], strict=True):
-        role = ROLES[speaker.lower()]
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += "\n" + words.strip()
-        else:
-            messages.append({"role": role, "content": words.strip()})
-    return messages
-
-
-def validate_messages(messages: Any) -> Messages:
-    """Returns the messages with standard roles and stripped contents; what a patient says after the last answer is left
-    out.
-
-    Raises `Unusable`.
-    """
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+    if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
         raise RejectRow("whose messages are no list of {role, content}")
-    messages = [m | {"role": str(m.get("role")).lower()} for m in messages]
-    unknown = sorted({m["role"] for m in messages} - ROLES.keys())
-    if unknown:  # cut short: where role and content are swapped, it is what a patient wrote
-        raise RejectRow(f"with the unknown role {unknown[0][:12]!r} (known: {', '.join(ROLES)})")
-    for m in messages:
-        if m.get("content") is not None and not isinstance(m["content"], str):
-            raise RejectRow(f"whose {m['role']} message is not text but {kind_of(m['content'])}")
-    clean = [{"role": ROLES[m["role"]], "content": (m.get("content") or "").strip()} for m in messages]
+    return turns_of(found, layout, unused)
+
+
+def turns_of(found: Messages, layout: RowFormat, unused: Counter[str]) -> Messages:
+    """Returns turns with role and content under these names, and a weight of 0 where an answer is not to be trained on.
+
+    Raises `RejectRow` where no turn says who speaks.
+    """
+    first = SHAREGPT_KEYS if layout.format is Format.sharegpt else ()
+    turns = [named_turn(turn, first, unused) for turn in found]
+    if found and not any(turn["role"] for turn in turns):
+        keys = " and ".join(dict.fromkeys(str(key) for turn in found for key in turn)) or "no keys"
+        raise RejectRow(f"whose turns have {keys[:60]}, not role and content")
+    return turns
+
+
+def named_turn(turn: Message, first: tuple[str, ...], unused: Counter[str]) -> Message:
+    """Returns a turn with role and content under these names. `first`: the keys to look for before others."""
+    role = next((key for key in (*first[:1], *ROLE_KEYS) if key in turn), None)
+    content = next((key for key in (*first[1:], *CONTENT_KEYS) if key in turn and key != role), None)
+    named = spoken(turn[role] if role else None, turn[content] if content else None)
+    for key, value in turn.items():
+        if key in (role, content) or is_empty(value):
+            continue
+        if key == "weight" or key in YES_OR_NO:
+            said = truth(value)
+            if said not in (0, 1):
+                raise RejectRow(f"with a turn of {key} {str(value)[:12]!r}, neither 0 nor 1")
+            if not said:
+                named["weight"] = 0
+        else:
+            unused[f"turn key {key}"] += 1
+    return named
+
+
+def last_answer(row: Message, turns: Messages, layout: RowFormat, unused: Counter[str]) -> Messages:
+    """Returns the answer that a column of its own has to a conversation that ends with a question."""
+    if "answer" not in layout.columns or is_empty(row.get(layout.columns["answer"])):
+        return []
+    column = layout.columns["answer"]
+    if not turns or labels.role_of(str(turns[-1]["role"]), layout.speakers) != labels.PATIENT:
+        unused[f"column {column}"] += 1
+        return []
+    value = parsed(row[column])
+    if isinstance(value, str):
+        return [spoken("assistant", value)]
+    return turns_of(value[-1:] if isinstance(value, list) else [value], layout, unused)
+
+
+def history_turns(value: Any, layout: RowFormat, unused: Counter[str]) -> Messages:
+    """Returns what was said before a question: pairs of question and answer, turns, or a dialogue as text."""
+    if is_empty(value):
+        return []
+    found = parsed(value)
+    if isinstance(found, list) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in found):
+        return [spoken(role, words) for pair in found for role, words in zip(("user", "assistant"), pair, strict=True)]
+    if isinstance(found, list) and all(isinstance(turn, dict) for turn in found):
+        return turns_of(found, layout, unused)
+    if isinstance(found, str) or (isinstance(found, list) and all(isinstance(turn, str) for turn in found)):
+        return list(labels.dialogue(found, layout.speakers))
+    raise RejectRow(f"whose column {layout.columns['history']} holds no turns")
+
+
+def add_context(messages: Messages, row: Message, column: str, unused: Counter[str]) -> None:
+    """Puts what the first question is about below it."""
+    value = row.get(column)
+    if is_empty(value):
+        return
+    text = plain_text(parsed(value))
+    if text is None:
+        unused[f"column {column}"] += 1
+        return
+    first = next(message for message in messages if message["role"] == "user")
+    if text.strip() not in first["content"]:
+        first["content"] = f"{first['content']}\n\n{text.strip()}"
+
+
+def validate_messages(turns: Messages, speakers: Speakers, unused: Counter[str]) -> Messages:
+    """Returns the messages with standard roles and stripped contents.
+
+    What the doctor says before the first question, and what the patient says after the last answer, is left out; so is
+    what follows the last answer that may be trained on. Raises `RejectRow`.
+    """
+    clean = [standard(turn, speakers) for turn in turns]
     if any(not m["content"].isascii() and broken(m["content"]) for m in clean):
         raise RejectRow("with broken characters (half of a surrogate pair)")
-    if clean and clean[-1]["role"] == "user":
-        del clean[-1]
-    turns = clean[1:] if clean and clean[0]["role"] == "system" else clean
-    if not turns or not turns[-1]["content"]:
-        raise RejectRow("without an answer")
-    if [m["role"] for m in turns] != ["user", "assistant"] * (len(turns) // 2):
+    system = clean[:1] if clean and clean[0]["role"] == "system" else []
+    talk = clean[len(system) :]
+    while talk and talk[0]["role"] == "assistant":
+        unused["the doctor's words before the first question"] += 1
+        del talk[0]
+    if talk and talk[-1]["role"] == "user":
+        unused["the patient's words after the last answer"] += bool(talk[-1]["content"]) and len(talk) > 1
+        del talk[-1]
+    if not talk or not talk[-1]["content"]:
+        raise RejectRow("without an answer" if not clean or any(m["role"] == "user" for m in clean) else NO_QUESTION)
+    if [m["role"] for m in talk] != ["user", "assistant"] * (len(talk) // 2):
         raise RejectRow("whose roles do not alternate user, assistant")
-    if not all(m["content"] for m in turns if m["role"] == "user"):
-        raise RejectRow("without a question")
+    if not all(m["content"] for m in talk if m["role"] == "user"):
+        raise RejectRow(NO_QUESTION)
     if not all(m["content"] for m in clean):
         raise RejectRow("with an empty message")
-    return clean
+    while talk and talk[-1].get("weight") == 0:
+        unused["turns after the last answer that may be trained on"] += 2
+        del talk[-2:]
+    if not talk:
+        raise RejectRow("none of whose answers may be trained on", FORBIDDEN)
+    return system + talk
+
+
+def standard(turn: Message, speakers: Speakers) -> Message:
+    """Returns a turn with a standard role and its stripped text. Raises `RejectRow`."""
+    role = standard_role(str(turn["role"]), speakers)
+    content = turn["content"]
+    if content is not None and not isinstance(content, str):
+        content = plain_text(content)
+        if content is None:
+            raise RejectRow(f"whose {turn['role']} message is not text but {kind_of(turn['content'])}")
+    message = spoken(role, (content or "").strip())
+    return message | {"weight": 0} if role == "assistant" and turn.get("weight") == 0 else message
+
+
+def standard_role(name: str, speakers: Speakers) -> str:
+    """Returns system, user or assistant for the role of a turn, by whatever name. Raises `RejectRow`."""
+    if name.lower() == "system":
+        return "system"
+    if name == "None":
+        raise RejectRow("with a turn that names no speaker (as 'patient:' or 'doctor:')")
+    role = labels.role_of(name, speakers)
+    if role not in (labels.PATIENT, labels.DOCTOR):  # where role and content are swapped, it is what a patient wrote
+        raise RejectRow(labels.unknown_speaker(name))
+    return role
 
 
 def broken(text: str) -> bool:

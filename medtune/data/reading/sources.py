@@ -1,7 +1,6 @@
 """A file or a hub set -> its rows as dictionaries, each with its row number."""
 
 import codecs
-import csv
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medtune.config.schema import BUNDLED, Source
+from medtune.data.reading.delimited import read_csv, require_different
 from medtune.runtime.errors import UserError
 
 Row = tuple[int, Any]  # number of the row, from 1 (of the line, in JSON lines), and what stands in it
@@ -86,38 +86,76 @@ def in_other_encoding(path: Path, error: UnicodeDecodeError) -> str:
     return f"not UTF-8 text ({seen}): convert it with `iconv -f {name} -t UTF-8`"
 
 
+class RepeatedKey(ValueError):
+    """A key that stands twice in one object, with different values: which of them is meant cannot be told."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns a JSON object. Raises `RepeatedKey`."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        for name, value in pairs:
+            if made[name] != value:
+                raise RepeatedKey(f"in which the key {name} stands twice")
+    return made
+
+
 def read_jsonl(path: Path) -> Iterator[Row]:
+    """Yields the rows of a file with a JSON object on each line."""
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if (number == 1 and line.strip() in ("[", "[{")) or line.startswith("[{"):
                 raise UserError(f"{path}: one JSON list, not a row a line: rename it to .json")
             if line.strip():
                 try:
-                    yield number, json.loads(line)
+                    yield number, json.loads(line, object_pairs_hook=unique_keys)
                 except (ValueError, RecursionError) as error:  # broken, a number too long, or nested too deep
                     yield number, error
 
 
 def read_json(path: Path) -> Iterator[Row]:
+    """Yields the rows of a file that holds a JSON list, or several one after another, as files joined by `cat` do."""
     text = path.read_text(encoding="utf-8-sig")
-    decoder = json.JSONDecoder()
     place = skip_space(text, 0)
     if text[place : place + 1] != "[":
         raise UserError(
             f"{path}: the file must hold a list of rows, as [{{…}}, {{…}}]; with a row a line its name ends in .jsonl"
         )
-    place = skip_space(text, place + 1)
     number = 0
-    # Element by element: a list of all rows would take many times the memory of their text.
+    while text[place : place + 1] == "[":
+        for end, row in elements(text, place, number, path):
+            if row is END:
+                place = skip_space(text, end)
+            else:
+                number += 1
+                yield number, row
+    if place < len(text):
+        line = text.count("\n", 0, place) + 1
+        raise UserError(f"{path}: something follows the end of the list in line {line}: remove it, or make it a row")
+
+
+END = object()  # stands for the end of a list
+
+
+def elements(text: str, place: int, number: int, path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields the elements of the list that begins at `place`, each with the place behind it, and then `END`.
+
+    One by one: a list of all rows would take many times the memory of their text. `number`: rows before this list.
+    Raises `UserError` where the JSON is broken.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
+    place = skip_space(text, place + 1)
     while text[place : place + 1] != "]":
         number += 1
         try:
             row, place = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: broken JSON in line {error.lineno} (row {number}): {error.msg}") from None
+        except RepeatedKey as error:
+            raise UserError(f"{path}: row {number}: an object {error}: keep one of the two") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: broken JSON in row {number}: {error}") from None
-        yield number, row
+        yield place, row
         place = skip_space(text, place)
         if text[place : place + 1] == ",":
             place = skip_space(text, place + 1)
@@ -126,6 +164,7 @@ def read_json(path: Path) -> Iterator[Row]:
             raise UserError(
                 f"{path}: broken JSON in line {line}: after row {number} a comma or the end of the list is due"
             )
+    yield place + 1, END
 
 
 def skip_space(text: str, place: int) -> int:
@@ -135,32 +174,15 @@ def skip_space(text: str, place: int) -> int:
     return place
 
 
-def read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB cuts long consultations off with an error
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        header = lines.readline()
-        lines.seek(0)
-        delimiter = max(",\t;|", key=header.count) if path.suffix.lower() == ".csv" else "\t"
-        # strict: otherwise an unclosed quote swallows the rows after it
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
-        try:
-            columns = next(rows)
-            for number, cells in enumerate((cells for cells in rows if cells), 1):
-                if len(cells) > len(columns):
-                    yield number, ValueError(f"{len(cells)} cells in {len(columns)} columns: {cells}")
-                else:
-                    yield number, dict(zip(columns, cells, strict=False))
-        except csv.Error as error:
-            raise UserError(f"{path}: broken CSV near line {rows.line_num}: {error}") from None
-
-
 def read_parquet(path: Path) -> Iterator[Row]:
+    """Yields the rows of a Parquet file."""
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import ParquetFile
 
     try:
-        number = 0
-        for batch in ParquetFile(path).iter_batches(batch_size=1000):
+        file, number = ParquetFile(path), 0
+        require_different(file.schema_arrow.names, path)
+        for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
@@ -169,6 +191,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 
 def read_hub(source: Source, place: str, split: str | None) -> Iterator[Row]:
+    """Yields the rows of a hub set."""
     number = 0
     for batch in hub_set(source, place, split).with_format("arrow").iter(batch_size=1000):
         for row in batch.to_pylist():

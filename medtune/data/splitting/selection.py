@@ -13,13 +13,14 @@ from medtune.config.schema import Data, Source
 from medtune.data.hashing import jaccard
 from medtune.data.splitting.duplicates import ALIKE, CHECKED, NEAREST, candidates, near_duplicates
 from medtune.data.splitting.split import TRAIN, Splitter, hash_fraction
+from medtune.data.store import SPLITS
 
 
 @dataclass
 class RowKeys:
     """What rows are compared by; all run over the screened rows. `names` are those of the configured sources.
 
-    `groups` is empty where a row names none.
+    `groups` is empty where a row names none; `marked` is the split that a row names, below 0 where it names none.
     """
 
     names: Sequence[str]
@@ -27,6 +28,7 @@ class RowKeys:
     question: np.ndarray
     answer: np.ndarray
     bands: np.ndarray
+    marked: np.ndarray
 
 
 @dataclass
@@ -67,7 +69,8 @@ class Selector:
         openings = np.sort(np.unique(keys.question, return_index=True)[1])
         self.opening = {self.questions[row]: row for row in openings.tolist()}  # the first row of each question
         self.alike = near_duplicates(keys.bands, openings, lambda row: texts(row)[0])
-        self.splitter = Splitter(data.validation_size, data.test_size, keys.names)
+        self.marked = keys.marked.tolist()
+        self.splitter = Splitter(data.validation_size, data.test_size, keys.names, marks_of(keys, data))
         self.selection = Selection(np.full(len(self.questions), TRAIN, np.int8), {}, list(keys.groups))
         self.taken: dict[int, list[int]] = {}  # rows taken so far, by question
         self.pairs: dict[tuple[int, int], int] = {}  # the same, by question and answer
@@ -126,15 +129,26 @@ class Selector:
         groups, name = self.selection.groups, self.keys.names[row]
         inherited = groups[family[0]] if family else f"question/{self.questions[row]:016x}"
         group = groups[row] or inherited
-        split = self.splitter.split_of(group, name)
+        marked = self.marked[row]
+        split = self.splitter.split_of(group, name, marked)
         if split is None:
             return "split_size", "whose group is in a split that is full"
+        if self.splitter.contradicts(marked, split, name):
+            return "leaks", f"that are marked {SPLITS[marked]}, while their group is in {SPLITS[split]}"
         for other in family:
             if self.selection.splits[other] != split:
                 return "leaks", f"that asks what {self.number(other)} asks, which is in another split"
         groups[row], self.selection.splits[row] = group, split
         self.splitter.take(group, name)
         return None
+
+
+def marks_of(keys: RowKeys, data: Data) -> dict[str, set[int]]:
+    """Returns the held-out splits that each source marks itself; none where all of the data is the test set."""
+    marks: dict[str, set[int]] = {}
+    for row in np.flatnonzero(keys.marked > TRAIN).tolist() if data.test_size != 1 else []:
+        marks.setdefault(keys.names[row], set()).add(int(keys.marked[row]))
+    return marks
 
 
 def drop_cross_split_duplicates(

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,26 +22,40 @@ class Splitter:
     the configured sources and filled by their first groups whose hash falls into a reserved quarter; what such a group
     has beyond the number has no place, because groups are never cut. Either way the place of a row depends on nothing
     that comes after it.
+
+    A held-out split that a source marks itself takes the rows so marked, whatever its size, and no others.
     """
 
-    def __init__(self, validation_size: float, test_size: float, sources: Iterable[str]) -> None:
+    def __init__(
+        self, validation_size: float, test_size: float, sources: Iterable[str], marks: Mapping[str, Set[int]]
+    ) -> None:
+        """`marks`: the held-out splits that a source marks itself."""
+        self.marks = marks
         self.sizes = split_sizes(validation_size, test_size)
         names = sorted(set(sources))
         self.quotas = {
             (split, name): size // len(names) + (rank < size % len(names))
             for split, size in self.sizes.items()
             for rank, name in enumerate(names)
-            if size > 1
+            if size > 1 and split not in marks.get(name, ())
         }
         self.splits: dict[str, int] = {}
         self.filled: Counter[tuple[int, str]] = Counter()  # conversations by split and source
 
-    def split_of(self, group: str, source: str) -> int | None:
-        """Returns the split for a row of `source` in a group; None where that split is full."""
+    def split_of(self, group: str, source: str, marked: int) -> int | None:
+        """Returns the split for a row of `source` in a group, `marked` with a split or below 0; None where that
+        split is full.
+        """
         if group not in self.splits:
-            self.splits[group] = self.decide(group, source)
+            itself = marked in self.marks.get(source, ())
+            self.splits[group] = marked if itself else self.decide(group, source)
         split = self.splits[group]
         return None if self.full(split, source) else split
+
+    def contradicts(self, marked: int, split: int, source: str) -> bool:
+        """Returns whether a row's mark and the split of its group are not the same."""
+        own = self.marks.get(source, ())
+        return marked >= 0 and marked != split and (marked in own or split in own)
 
     def take(self, group: str, source: str) -> None:
         """Tells that a row of `source` was taken into the split of its group."""
@@ -54,7 +68,7 @@ class Splitter:
         place, start = hash_fraction(group), 0.0
         for split, size in self.sizes.items():
             width = size if size <= 1 else RESERVED
-            if start <= place < start + width:
+            if start <= place < start + width and split not in self.marks.get(source, ()):
                 return TRAIN if self.full(split, source) else split
             start += width
         return TRAIN

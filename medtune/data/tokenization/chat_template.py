@@ -14,6 +14,7 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
+from medtune.data.reading.normalize import Message, Messages
 from medtune.data.store import Conversation
 from medtune.runtime.errors import UserError
 
@@ -34,19 +35,18 @@ class Encoded:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], add_generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False
 ) -> Encoded:
     """Renders messages as the model's chat template does.
 
-    Target tokens are those of every assistant message and the end-of-turn token after it. With
+    Target tokens are those of every assistant message and the end-of-turn token after it, unless its weight is 0. With
     `add_generation_prompt` the result is the prompt for the next answer. Raises `UserError` if the template drops a
     message or has no end-of-turn token after an answer.
     """
-    roles = tuple(message["role"] for message in messages)
-    return render_ids(tokenizer, roles, encode_contents(tokenizer, messages), add_generation_prompt)
+    return render_ids(tokenizer, messages, encode_contents(tokenizer, messages), add_generation_prompt)
 
 
-def encode_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[list[int]]:
+def encode_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[list[int]]:
     """Returns token ids of each message's content; control tokens typed in it stay text."""
     texts = [message["content"] for message in messages]
     return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -54,18 +54,24 @@ def encode_contents(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[
 
 def render_ids(
     tokenizer: PreTrainedTokenizerBase,
-    roles: tuple[str, ...],
+    messages: Sequence[Message],
     contents: Sequence[list[int]],
     add_generation_prompt: bool = False,
 ) -> Encoded:
-    """Puts the template's own tokens around the contents of messages with these roles."""
+    """Puts the template's own tokens around the contents of messages."""
+    roles = tuple(message["role"] for message in messages)
     frame = template_pieces(tokenizer, str(tokenizer.chat_template), roles, add_generation_prompt)
     ids, loss_mask = list(frame[0]), [False] * len(frame[0])
-    for role, content, piece in zip(roles, contents, frame[1:], strict=True):
-        answer = role == "assistant"
+    for message, content, piece in zip(messages, contents, frame[1:], strict=True):
+        answer = is_target(message)
         ids += [*content, *piece]
         loss_mask += [answer] * len(content) + [answer and place == 0 for place in range(len(piece))]
     return Encoded(ids, loss_mask)
+
+
+def is_target(message: Message) -> bool:
+    """Returns whether a message is an answer that is trained on."""
+    return message["role"] == "assistant" and message.get("weight") != 0
 
 
 @lru_cache(maxsize=256)
@@ -91,7 +97,7 @@ def template_pieces(
     return frame
 
 
-def drop_first_turns(messages: Sequence[dict[str, str]], dropped: int) -> list[dict[str, str]]:
+def drop_first_turns(messages: Sequence[Message], dropped: int) -> Messages:
     """Returns a conversation without its earliest `dropped` messages; the system message stays."""
     return [*messages[:1], *messages[1 + dropped :]]
 
@@ -109,7 +115,7 @@ class Truncated:
     length: int
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> Messages:
         """The messages that the tokens stand for."""
         return drop_first_turns(self.conversation.messages, self.dropped)
 
@@ -127,14 +133,12 @@ def truncate_to_fit(
         contents = iter(encode_contents(tokenizer, [m for c in batch for m in c.messages]))
         for conversation in batch:
             own = list(islice(contents, len(conversation.messages)))
-            roles = tuple(m["role"] for m in conversation.messages)
-            length = 0
-            for dropped in range(0, len(roles) - 1, 2):
-                kept = slice(1 + dropped, None)
-                encoded = render_ids(tokenizer, roles[:1] + roles[kept], own[:1] + own[kept])
+            messages, length = conversation.messages, 0
+            for dropped in range(0, len(messages) - 1, 2):
+                encoded = render_ids(tokenizer, drop_first_turns(messages, dropped), own[:1] + own[1 + dropped :])
                 length = length or len(encoded.input_ids)
                 if len(encoded.input_ids) <= max_length:
                     yield Truncated(conversation, encoded, dropped, length)
                     break
             else:
-                yield Truncated(conversation, None, len(roles) - 1, length)
+                yield Truncated(conversation, None, len(messages) - 1, length)

@@ -7,8 +7,15 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from medtune.data.reading.normalize import Message
 from medtune.data.store import ConversationTable
-from medtune.data.tokenization.chat_template import TEMPLATE_DATE, drop_first_turns, encode, encode_contents
+from medtune.data.tokenization.chat_template import (
+    TEMPLATE_DATE,
+    drop_first_turns,
+    encode,
+    encode_contents,
+    is_target,
+)
 from medtune.data.tokenization.dataset import IGNORE_INDEX
 from medtune.runtime.errors import UserError
 
@@ -76,8 +83,9 @@ def verify_mask(
     `collate` is the trainer's own collator. `splits` are token ids beside their conversations. Checked are:
     the collator changes no token and puts no padding in the loss; there is at most one begin-of-text token; up to every
     answer the tokens are those of the prompt that inference builds, by the stock chat template too; in the loss are
-    exactly the answer's own tokens, none cut or lost, and a stop token after them. Raises `UserError` that names the
-    first row that fails.
+    exactly the answer's own tokens, none cut or lost, and a stop token after them, unless its weight is 0.
+
+    Raises `UserError` that names the first row that fails.
     """
     stops = {int(cast(int, tokenizer.convert_tokens_to_ids(token))) for token in stop_tokens}
     report = MaskReport(0, sum(len(tokens) for tokens, _ in splits), 0, 0, 0, 0, 0)
@@ -95,7 +103,7 @@ def verify_mask(
                 if problem:
                     raise UserError(f"mask proof: {conversation.source}, row {conversation.row}: {problem}")
                 report.checked += 1
-                report.answers += sum(message["role"] == "assistant" for message in messages)
+                report.answers += sum(map(is_target, messages))
                 report.tokens += len(row["input_ids"])
                 report.target_tokens += int((batch["labels"][i] != IGNORE_INDEX).sum())
                 report.truncated += row["dropped"] > 0
@@ -120,7 +128,7 @@ def batch_problem(batch: dict[str, Any], i: int, row: dict[str, Any]) -> str | N
 
 def mask_problem(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[dict[str, str]],
+    messages: Sequence[Message],
     ids: list[int],
     labels: list[int],
     stops: set[int],
@@ -147,7 +155,8 @@ def mask_problem(
             return f"answer {place // 2} is cut or changed"
         if end >= len(ids) or ids[end] not in stops:
             return f"answer {place // 2} does not end with one of model.stop_tokens"
-        expected[len(prompt) : end + 1] = ids[len(prompt) : end + 1]
+        if is_target(message):
+            expected[len(prompt) : end + 1] = ids[len(prompt) : end + 1]
     if labels != expected:
         wrong = next(i for i, (a, b) in enumerate(zip(labels, expected, strict=True)) if a != b)
         what = "outside the loss" if labels[wrong] == IGNORE_INDEX else "in the loss"
@@ -155,7 +164,7 @@ def mask_problem(
     return None
 
 
-def stock_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
+def stock_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Returns the prompt as `apply_chat_template` alone gives it, which is what other programs use for inference."""
     ids = tokenizer.apply_chat_template(
         list(messages), add_generation_prompt=True, return_dict=False, date_string=TEMPLATE_DATE
@@ -163,7 +172,7 @@ def stock_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str
     return cast(list[int], ids)
 
 
-def has_control_token(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> bool:
+def has_control_token(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> bool:
     """Returns whether a control token is typed in a message, where the stock template would obey it."""
     control = tokenizer.get_added_vocab()
     return any(token in message["content"] for message in messages for token in control)
