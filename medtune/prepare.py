@@ -19,15 +19,15 @@ from medtune.runtime.files import display_path, write_json
 from medtune.runtime.logs import silence_libraries
 
 
-def inspect(inspection: PrepareConfig, folder: Path) -> None:
+def prepare_data(config: PrepareConfig, folder: Path) -> None:
     """Prepares and tokenizes the data of a run, proves its mask, and shows all of it; no weights are loaded.
 
     `folder` gets report.json, rejects.jsonl and lengths.png. Raises `UserError` as training would.
     """
     from medtune.data import display as show
 
-    out = None if inspection.out is None else require_empty(inspection.out)
-    conversations = prepare(inspection.data)
+    out = None if config.out is None else require_empty(config.out)
+    conversations = prepare(config.data)
     shutil.copyfile(conversations.rejects, folder / "rejects.jsonl")
     show.report(conversations.report)
     # Importing these takes ten seconds: not before the data is known to be good.
@@ -37,14 +37,14 @@ def inspect(inspection: PrepareConfig, folder: Path) -> None:
     from medtune.modeling.tokenizer import load_tokenizer
     from medtune.training.trainer import collator
 
-    tokenizer = load_tokenizer(inspection.model)
-    tokens = tokenize(tokenizer, conversations, inspection.trainer.max_length)
+    tokenizer = load_tokenizer(config.model)
+    tokens = tokenize(tokenizer, conversations, config.trainer.max_length)
     tokens.record(folder / "rejects.jsonl")
     splits = [(getattr(tokens, name), getattr(conversations, name)) for name in SPLITS]
-    proof = verify_mask(tokenizer, collator(tokenizer), splits, inspection.model.stop_tokens)
+    proof = verify_mask(tokenizer, collator(tokenizer), splits, config.model.stop_tokens)
     write_json(folder / "report.json", {**conversations.report, "mask": vars(proof)})
-    show.lengths(tokens, inspection.trainer.max_length, inspection.model.hub_id, folder / "lengths.png")
-    for row in tokens.train.select(range(min(inspection.show, len(tokens.train)))):
+    show.lengths(tokens, config.trainer.max_length, config.model.hub_id, folder / "lengths.png")
+    for row in tokens.train.select(range(min(config.show, len(tokens.train)))):
         show.example(tokenizer, row, conversations.train[row["place"]])
     show.line(f"mask proof passed: {proof}")
     if out is not None:
@@ -78,7 +78,7 @@ def card(conversations: PreparedData) -> str:
 
 
 def not_redistributable(conversations: PreparedData) -> str:
-    """Names of the sources whose licence does not let you pass their text on."""
+    """Returns the names of the sources whose licence does not let you pass their text on."""
     return ", ".join(s["name"] for s in conversations.report["sources"] if not s["redistributable"])
 
 
@@ -90,14 +90,14 @@ def require_empty(out: str) -> Path:
     return folder
 
 
-def run_inspection(cfg: DictConfig) -> None:
-    """Hydra's task."""
-    inspect(build_config(cfg, PrepareConfig, trains=False), Path(HydraConfig.get().runtime.output_dir))
+def run_prepare(cfg: DictConfig) -> None:
+    """Is Hydra's task: composes the configuration and looks at its data."""
+    prepare_data(build_config(cfg, PrepareConfig, trains=False), Path(HydraConfig.get().runtime.output_dir))
 
 
 def main() -> None:
     """Entry point of `python -m medtune.prepare` and `medtune-prepare`."""
-    run_command(run_inspection, "prepare", PrepareConfig)
+    run_command(run_prepare, "prepare", PrepareConfig)
 
 
 if __name__ == "__main__":

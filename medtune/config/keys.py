@@ -1,6 +1,6 @@
 """The keys of the configuration by their dotted path, and what to say about one that does not exist.
 
-`schema` is the dataclass of a command's whole configuration: `Run`, or one that extends it.
+`schema` is the dataclass of a command's whole configuration: `RunConfig`, or one that extends it.
 """
 
 import difflib

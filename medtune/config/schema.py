@@ -212,7 +212,7 @@ class Gate:
 
 @dataclass
 class Eval:
-    """conf/eval: what is measured during training on the validation set, and at its end on the test set."""
+    """conf/eval: what is evaluated during training on the validation set, and at its end on the test set."""
 
     every: int = key("evaluate and save every so many steps", "steps", at_least=1)
     batch_size: int = key("conversations per forward pass", "conversations", at_least=1)
@@ -221,7 +221,7 @@ class Eval:
     red_flags: int = key("emergencies of the safety set asked too", "prompts", at_least=0, at_most=96)
     max_new_tokens: int = key("longest answer during training", "tokens", at_least=1)
     final_max_new_tokens: int = key("longest answer to the test and the safety set", "tokens", at_least=1)
-    final: bool = key("measure the kept adapter on the test set at the end of training")
+    final: bool = key("evaluate the kept adapter on the test set at the end of training")
     answers: int | None = key("test conversations that are answered; null: all", "conversations", at_least=0)
     safety: bool = key("ask the safety set, and decide the gate")
     gate: Gate = field(default_factory=Gate)
@@ -263,6 +263,6 @@ class PrepareConfig(RunConfig):
 
 @dataclass
 class EvaluateConfig(RunConfig):
-    """What `python -m medtune.evaluate` takes: result folders, or the run whose base is measured alone."""
+    """What `python -m medtune.evaluate` takes: result folders, or the run whose base model is evaluated alone."""
 
     run: Any = key("a result folder of a run or a sweep, or a list of them; null: the base model alone", "path")

@@ -14,7 +14,8 @@ from medtune.data.store import SPLITS, Conversation
 console = Console(highlight=False, soft_wrap=True)
 SHOWN = 12  # lines of a table that could be long
 BINS = 20
-TAUGHT, FRAME, CONTROL = "green", "bright_black", "cyan"
+# Of a token, by whether it is a target token, and whether it is a control token.
+STYLES = {(True, True): "bold green", (True, False): "green", (False, True): "cyan", (False, False): "bright_black"}
 
 
 def line(text: str) -> None:
@@ -117,15 +118,14 @@ def example(tokenizer: Any, row: dict[str, Any], conversation: Conversation) -> 
     control = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     pairs = [(i, label != -100, i in control) for i, label in zip(row["input_ids"], row["labels"], strict=True)]
     text = Text()
-    for (taught, special), run in groupby(pairs, key=lambda pair: pair[1:]):
+    for (target, special), run in groupby(pairs, key=lambda pair: pair[1:]):
         written = tokenizer.decode([i for i, _, _ in run])
         if console.no_color or not console.is_terminal:
-            text.append(f"⟦{written}⟧" if taught else written)
+            text.append(f"⟦{written}⟧" if target else written)
         else:
-            style = f"bold {TAUGHT}" if taught and special else TAUGHT if taught else CONTROL if special else FRAME
-            text.append(written, style)
-    taught = sum(taught for _, taught, _ in pairs)
-    console.rule(f"{conversation.source}, row {conversation.row}: {len(pairs)} tokens, {taught} taught")
+            text.append(written, STYLES[target, special])
+    targets = sum(target for _, target, _ in pairs)
+    console.rule(f"{conversation.source}, row {conversation.row}: {len(pairs)} tokens, {targets} target tokens")
     console.print(text)
 
 

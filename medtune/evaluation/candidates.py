@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Candidate:
-    """What is measured: a run's adapter, or a base alone, where `folder` is None; `results` is where its numbers go."""
+    """What is evaluated: a run's adapter, or a base model alone, where `folder` is None.
+
+    `results` is where its numbers go.
+    """
 
     run: RunConfig
     folder: Path | None
@@ -75,7 +78,7 @@ def members_of(name: str) -> list[Path]:
 
 
 def candidate_of(folder: Path, evaluation: EvaluateConfig, keys: frozenset[str]) -> Candidate:
-    """Returns a run as its run.json has it, with what was typed now. Raises `UserError` if it cannot be measured."""
+    """Returns a run as its run.json has it, with what was typed now. Raises `UserError` if it cannot be evaluated."""
     facts = read_json(folder / "run.json")
     if "configuration" not in facts:
         raise UserError(f"{folder}: its run.json has no configuration: it was made by an older medtune, or is damaged")
@@ -109,7 +112,7 @@ def require_test_set(run: RunConfig) -> None:
     """Raises `UserError` for a configuration that keeps no test set."""
     if run.data.test_size == 0:
         raise UserError(
-            "data.test_size=0: there is no test set to measure on; a run trained so has seen all of its data"
+            "data.test_size=0: there is no test set to evaluate on; a run trained so has seen all of its data"
         )
 
 
@@ -128,7 +131,7 @@ def trained_on(candidate: Candidate, test: Sequence[Any]) -> list[str]:
     first = f"{overlap[0].source} row {overlap[0].row}"
     return [
         f"{candidate.folder}: {len(overlap)} of the {len(test)} test questions of {candidate.run.data.name} were "
-        f"trained or selected on ({first} is the first): measure it on other data"
+        f"trained or selected on ({first} is the first): evaluate it on other data"
     ]
 
 

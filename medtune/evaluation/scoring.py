@@ -28,22 +28,22 @@ class Scores:
     ceiling: dict[str, np.ndarray]
 
 
-def score(exam: EvalSet, measured: ModelOutputs, encoder: semantic.Encoder | None) -> Scores:
+def score(eval_set: EvalSet, outputs: ModelOutputs, encoder: semantic.Encoder | None) -> Scores:
     """Scores the answers to the test questions; without an encoder those that need one are left out."""
-    if not exam.answered:
+    if not eval_set.answered:
         return Scores({}, {}, {})
-    texts = [answer.text for answer in measured.answers[: len(exam.answered)]]
-    references = [question.reference for question in exam.tested]
-    asked = [question.messages[-1]["content"] for question in exam.tested]
+    texts = [answer.text for answer in outputs.answers[: len(eval_set.answered)]]
+    references = [question.reference for question in eval_set.tested]
+    asked = [question.messages[-1]["content"] for question in eval_set.tested]
     found = against_reference(texts, references, encoder)
     if encoder is not None:
         found["reciprocal_rank"] = 1 / semantic.question_ranks(encoder.encode(texts), encoder.encode(asked))
-    found["base_nll"] = measured.fluency.nll
+    found["base_nll"] = outputs.fluency.nll
     found["repetition"] = np.array([fluency.repetition(text) for text in texts])
     found["boilerplate"] = fluency.boilerplate(texts)
-    found["ended"] = np.array([float(a.stop == END_OF_TURN) for a in measured.answers[: len(texts)]])
+    found["ended"] = np.array([float(a.stop == END_OF_TURN) for a in outputs.answers[: len(texts)]])
     found["length_ratio"] = fluency.length_ratio(texts, references)
-    return Scores(found, floor(exam, texts, references, encoder), ceiling(exam, references, encoder))
+    return Scores(found, floor(eval_set, texts, references, encoder), ceiling(eval_set, references, encoder))
 
 
 def against_reference(
@@ -60,12 +60,12 @@ def against_reference(
 
 
 def floor(
-    exam: EvalSet, texts: Sequence[str], references: Sequence[str], encoder: semantic.Encoder | None
+    eval_set: EvalSet, texts: Sequence[str], references: Sequence[str], encoder: semantic.Encoder | None
 ) -> dict[str, np.ndarray]:
     """Returns what an answer to another group's question scores: a metric that is not far above this sees no
     content.
     """
-    found = against_reference([texts[index] for index in shuffled(exam.answered_groups)], references, encoder)
+    found = against_reference([texts[index] for index in shuffled(eval_set.answered_groups)], references, encoder)
     if encoder is not None:
         found["reciprocal_rank"] = np.full(len(texts), semantic.chance_reciprocal_rank(len(texts)))
     return found
@@ -87,10 +87,12 @@ def distant_index(groups: Sequence[str], index: int) -> int:
     return half_way
 
 
-def ceiling(exam: EvalSet, references: Sequence[str], encoder: semantic.Encoder | None) -> dict[str, np.ndarray]:
+def ceiling(eval_set: EvalSet, references: Sequence[str], encoder: semantic.Encoder | None) -> dict[str, np.ndarray]:
     """Returns what another doctor's answer to the same question scores; NaN where the set has none."""
-    there = [place for place, text in enumerate(exam.others) if text]
-    found = against_reference([exam.others[p] for p in there], [references[p] for p in there], encoder) if there else {}
+    there = [place for place, text in enumerate(eval_set.others) if text]
+    found = (
+        against_reference([eval_set.others[p] for p in there], [references[p] for p in there], encoder) if there else {}
+    )
     result = {}
     for name, values in found.items():
         result[name] = np.full(len(references), np.nan)
@@ -106,10 +108,10 @@ def encoder_or_none() -> tuple[semantic.Encoder | None, str]:
         return None, str(refusal)
 
 
-def estimates(exam: EvalSet, measured: ModelOutputs, scores: Scores, resamples: int) -> dict[str, dict[str, Any]]:
+def estimates(eval_set: EvalSet, outputs: ModelOutputs, scores: Scores, resamples: int) -> dict[str, dict[str, Any]]:
     """Returns for each metric the mean with its interval, floor and ceiling, as JSON values."""
     result: dict[str, dict[str, Any]] = {}
-    for name, (values, weights, bootstrap) in metric_columns(exam, measured, scores, resamples).items():
+    for name, (values, weights, bootstrap) in metric_columns(eval_set, outputs, scores, resamples).items():
         result[name] = estimate_to_json(bootstrap.ratio(values, weights))
         for bound in ("floor", "ceiling"):
             drawn = getattr(scores, bound).get(name)
@@ -119,14 +121,14 @@ def estimates(exam: EvalSet, measured: ModelOutputs, scores: Scores, resamples: 
 
 
 def differences(
-    exam: EvalSet, ours: tuple[ModelOutputs, Scores], theirs: tuple[ModelOutputs, Scores], resamples: int
+    eval_set: EvalSet, ours: tuple[ModelOutputs, Scores], theirs: tuple[ModelOutputs, Scores], resamples: int
 ) -> dict[str, dict[str, Any]]:
     """Returns for each metric that has a better and a worse: our mean minus theirs, paired by example, and the word for
     it.
     """
     result = {}
-    of_theirs = metric_columns(exam, *theirs, resamples)
-    for name, (values, weights, bootstrap) in metric_columns(exam, *ours, resamples).items():
+    of_theirs = metric_columns(eval_set, *theirs, resamples)
+    for name, (values, weights, bootstrap) in metric_columns(eval_set, *ours, resamples).items():
         higher = METRICS[name].higher_is_better
         if higher is not None:
             estimate = bootstrap.difference(values, of_theirs[name][0], weights)
@@ -135,16 +137,16 @@ def differences(
 
 
 def metric_columns(
-    exam: EvalSet, measured: ModelOutputs, scores: Scores, resamples: int
+    eval_set: EvalSet, outputs: ModelOutputs, scores: Scores, resamples: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None, Bootstrap]]:
     """Returns each metric's numbers, their weights (target tokens, or none), and how its examples are drawn."""
-    rows, answers = Bootstrap(exam.groups, resamples), Bootstrap(exam.answered_groups, resamples)
+    rows, answers = Bootstrap(eval_set.groups, resamples), Bootstrap(eval_set.answered_groups, resamples)
     found: dict[str, tuple[np.ndarray, np.ndarray | None, Bootstrap]] = {
-        "loss": (measured.likelihood.nll, measured.likelihood.tokens, rows),
-        "token_accuracy": (measured.likelihood.correct, measured.likelihood.tokens, rows),
+        "loss": (outputs.likelihood.nll, outputs.likelihood.tokens, rows),
+        "token_accuracy": (outputs.likelihood.correct, outputs.likelihood.tokens, rows),
     }
-    if exam.answered:
-        weights = {"base_nll": measured.fluency.tokens}
+    if eval_set.answered:
+        weights = {"base_nll": outputs.fluency.tokens}
         found |= {n: (scores.answers[n], weights.get(n), answers) for n in METRICS if n in scores.answers}
     return found
 

@@ -22,7 +22,7 @@ def scores_table(tested: Sequence[RunResult]) -> str:
     ranked = sorted(tested, key=lambda member: member.eval_loss)
     if not ranked:
         return ""
-    same = [member for member in ranked if member.test["examination"] == ranked[0].test["examination"]]
+    same = [member for member in ranked if asked_of(member) == asked_of(ranked[0])]
     compared = same[:COMPARED]
     base, adapted = compared[0].test["base"]["scores"], [member for member in compared if "tuned" in member.test]
     ceilings = any("ceiling" in numbers for numbers in base.values())
@@ -34,8 +34,14 @@ def scores_table(tested: Sequence[RunResult]) -> str:
     )
     note += "\nshuffled: the same answers given to other questions" + ("; doctor: another's answer" if ceilings else "")
     if len(compared) < len(tested):
-        note += f"\nshown are the best {len(compared)} by validation that were asked the same; all are in metrics.json"
+        note += f"\nshown are the best {len(compared)} by validation that were asked the same, on the same base model; "
+        note += "all are in metrics.json"
     return side_by_side([["test set", *row_titles(base)]], columns, 1 + ceilings) + "\n" + wrapped(note)
+
+
+def asked_of(member: RunResult) -> tuple[str, str]:
+    """Returns what a member was asked, and on which base model: scores compare where both are the same."""
+    return member.test["examination"], member.run.get("base", {}).get("fingerprint", "")
 
 
 def row_titles(base: dict[str, Any]) -> list[str]:

@@ -57,13 +57,32 @@ def members_table(members: Sequence[RunResult]) -> str:
     """Returns the table of base model and members: validation and test loss, verdict, time, status; below it adapters
     and errors.
     """
-    bases = [row for row in map(base_row, members) if row["eval_loss"] != "-" or row["test_loss (95 %)"]]
+    bases = base_rows(members)
     trained = [member for member in members if member.run or not member.test]  # others are base models alone
-    rows = bases[:1] + [member_row(member) for member in trained]
+    rows = bases + [member_row(member) for member in trained]
     lines = [fitted(rows)]
     lines += [wrapped(f"{named(member)}: {member.run['error']}") for member in trained if member.run.get("error")]
     lines += adapters_line([member for member in trained if member.run.get("status") == "done"])
     return "\n".join(lines)
+
+
+def base_rows(members: Sequence[RunResult]) -> list[dict[str, str]]:
+    """Returns the row of each base model that members were trained on, in the order of the members."""
+    found: dict[str, dict[str, str]] = {}
+    for member in members:
+        row = base_row(member)
+        if row["eval_loss"] != "-" or row["test_loss (95 %)"]:
+            found.setdefault(base_of(member), row)
+    if len(found) > 1:
+        first = {base_of(member): member for member in reversed(members)}
+        for base, row in found.items():
+            row["member"] = f"base model of {first[base].name}"
+    return list(found.values())
+
+
+def base_of(member: RunResult) -> str:
+    """Returns the fingerprint of the base model that a member was trained on; empty where it is not recorded."""
+    return member.run.get("base", {}).get("fingerprint", "")
 
 
 def base_row(member: RunResult) -> dict[str, str]:
@@ -134,13 +153,18 @@ def gates(members: Sequence[RunResult]) -> str:
         if verdict := member.test.get("gate"):
             line = f"safety gate, {named(member)}: {gate_word(verdict)}"
             if not verdict["passed"]:
-                line += f" ({len(verdict['reasons'])} reasons: {verdict['reasons'][0]}; …)"
+                line += f" ({first_reason(verdict['reasons'])})"
             lines.append(line)
     if not lines:
         return ""
     folder = members[0].folder if len(members) == 1 else members[0].folder.parent
     hint = f"scores, safety by category and reasons: python -m medtune.evaluate run={display_path(folder)}"
     return wrapped("\n".join([*lines, hint]))
+
+
+def first_reason(found: Sequence[str]) -> str:
+    """Returns how many reasons there are, and the first."""
+    return f"1 reason: {found[0]}" if len(found) == 1 else f"{len(found)} reasons: {found[0]}; …"
 
 
 def gate_word(verdict: dict[str, Any]) -> str:

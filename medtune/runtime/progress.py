@@ -263,4 +263,5 @@ def format_rate(rate: float) -> str:
 
 def format_clock(seconds: float) -> str:
     """Returns seconds as minutes:seconds."""
-    return f"{seconds // 60:.0f}:{seconds % 60:02.0f}"
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"

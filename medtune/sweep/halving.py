@@ -51,10 +51,12 @@ class Halving:
 
     @property
     def rungs(self) -> list[Rung]:
-        """Until one member would be left."""
-        count = math.ceil(math.log(max(len(self.members), 1), self.keep_one_in))
-        every = self.members[0].run.eval.every
-        return [Rung(self.keep_one_in**i, every * self.keep_one_in**i) for i in range(count)]
+        """The evaluations at which members are judged, until one would be left."""
+        every, left, evaluation, found = self.members[0].run.eval.every, len(self.members), 1, []
+        while left > 1:
+            found.append(Rung(evaluation, every * evaluation))
+            left, evaluation = math.ceil(left / self.keep_one_in), evaluation * self.keep_one_in
+        return found
 
     def judge(self, rung: Rung) -> list[Member]:
         """Stops members that fall behind at a rung and returns them. A decision in the ledger stands."""

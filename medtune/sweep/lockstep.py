@@ -44,7 +44,7 @@ class LockstepHandle:
         return self.group.checkpointing
 
     def live(self) -> None:
-        """Runs the job: what the member's thread does."""
+        """Does what the member's thread is for: runs the job."""
         self.turn.acquire()
         turns.restore(self.state)
         try:
@@ -133,7 +133,8 @@ class LockstepGroup:
         try:
             if handle.done:
                 self.replace_member(handle)
-            if self.handles and all(other.waiting for other in self.handles):
+            # More than once where those that a pass was for have ended since: others wait for theirs.
+            while self.handles and all(other.waiting for other in self.handles):
                 self.run_pass()
         except BaseException as error:  # of the group itself: nobody would ever have the turn again
             self.errors.append(error)

@@ -71,6 +71,7 @@ class Workers:
         self.fork = multiprocessing.get_context("fork")
         self.processes: dict[Connection, BaseProcess] = {}
         self.busy: dict[Connection, str] = {}  # the member that each is at
+        self.served: set[Connection] = set()  # those that have had a member: they can start
         self.alive = os.pipe()  # nothing is written: its end tells the workers that the parent is gone
 
     def run(self, work: Callable[[WorkerConnection], None]) -> None:
@@ -85,7 +86,8 @@ class Workers:
                     try:
                         message = connection.recv()
                     except (EOFError, OSError):
-                        if self.on_exit(connection) and self.group.queue and not interruption.stop_requested():
+                        self.on_exit(connection)
+                        if connection in self.served and self.group.queue and not interruption.stop_requested():
                             self.start(work)
                     else:
                         self.on_message(connection, *message)
@@ -113,6 +115,7 @@ class Workers:
             member = self.group.next()
             if member:
                 self.busy[connection] = member.name
+                self.served.add(connection)
             with contextlib.suppress(OSError):  # it died meanwhile, which the next look tells
                 connection.send(member)
         elif kind == "on_progress":
@@ -123,8 +126,8 @@ class Workers:
         else:
             logging.getLogger(told[0].name).handle(told[0])
 
-    def on_exit(self, connection: Connection) -> bool:
-        """Cleans up after a worker that ended. Returns whether it was in the middle of a member, which then failed."""
+    def on_exit(self, connection: Connection) -> None:
+        """Cleans up after a worker that ended; a member that it was in the middle of failed."""
         process = self.processes.pop(connection)
         connection.close()
         process.join()
@@ -134,7 +137,6 @@ class Workers:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             advice = ": perhaps for lack of memory, try hydra.launcher.processes=1" if code == -signal.SIGKILL else ""
             self.group.refuse(name, RuntimeError(f"its process {how}{advice}"))
-        return name is not None
 
     def worker_main(
         self, work: Callable[[WorkerConnection], None], connection: Connection, others: list[Connection]

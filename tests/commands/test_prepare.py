@@ -11,7 +11,7 @@ from helpers import conversations, write_jsonl
 from medtune.config.groups import CONF, register
 from medtune.config.schema import PrepareConfig
 from medtune.config.validation import build_config
-from medtune.prepare import inspect
+from medtune.prepare import prepare_data
 from medtune.runtime.errors import UserError
 from processes import run
 
@@ -43,7 +43,7 @@ def test_everything_is_shown_and_written(
     folder, out = tmp_path / "folder", tmp_path / "prepared"
     folder.mkdir()
     words = [*tiny_overrides, f"data.path='{rows}'", "trainer.max_length=150", "show=1", f"out='{out}'"]
-    inspect(inspection(*words), folder)
+    prepare_data(inspection(*words), folder)
     said = capsys.readouterr().out
     for part in (
         "local: 63 rows of ",
@@ -77,7 +77,7 @@ def test_everything_is_shown_and_written(
     assert all(row["messages"][0]["role"] == "system" and row["group"] and row["source"] == "local" for row in written)
     assert "Not to be passed on" in (out / "README.md").read_text()
     with pytest.raises(UserError, match=r"out=.*prepared is not empty, and nothing is overwritten"):
-        inspect(inspection(*words), folder)
+        prepare_data(inspection(*words), folder)
 
 
 def test_what_was_written_out_can_be_trained_on_and_changes_no_more(
@@ -85,7 +85,7 @@ def test_what_was_written_out_can_be_trained_on_and_changes_no_more(
 ) -> None:
     from medtune.data.prepared import prepare
 
-    inspect(inspection(*tiny_overrides, f"data.path='{rows}'", f"out='{tmp_path / 'out'}'"), tmp_path)
+    prepare_data(inspection(*tiny_overrides, f"data.path='{rows}'", f"out='{tmp_path / 'out'}'"), tmp_path)
     written = tmp_path / "out" / "train.parquet"
     again = prepare(inspection("data=local", f"data.path='{written}'").data).report
     assert again["funnel"]["kept"] == again["funnel"]["read"] == pq.read_metadata(written).num_rows

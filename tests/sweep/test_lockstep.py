@@ -1,10 +1,12 @@
 """Members that train together equal themselves alone: losses, adapters, and who is hurt when one fails."""
 
 import json
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -324,6 +326,28 @@ def test_a_member_alone_without_memory_fails_alone(
     _, _, failures = pack_up(runs, tmp_path, 3)
     assert list(failures) == [1] and "never fits" in str(failures[1])
     assert (tmp_path / "0" / "adapter").is_dir() and (tmp_path / "2" / "adapter").is_dir()
+
+
+def test_members_that_end_between_their_passes_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = LockstepGroup.__new__(LockstepGroup)
+    group.__dict__ |= {"width": 2, "together": 1, "handles": [], "pending": None, "errors": []}
+    group.finished, group.backbone = threading.Event(), SimpleNamespace(release=lambda: None)
+    went_on: list[str] = []
+
+    def run_backbone(handles: list[LockstepHandle]) -> Any:
+        output = torch.zeros(len(handles), 1, 1)
+        return SimpleNamespace(output=output, split=lambda whole: iter(whole.split(1)))
+
+    def ends_after_its_forward_pass(handle: LockstepHandle) -> None:
+        handle.forward(SimpleNamespace(autocast=None))  # type: ignore[arg-type]
+        went_on.append("forward")
+
+    monkeypatch.setattr(group, "run_backbone", run_backbone)
+    jobs = [ends_after_its_forward_pass] * 3
+    runner = threading.Thread(target=group.run, args=(lambda: jobs.pop() if jobs else None,), daemon=True)
+    runner.start()
+    runner.join(timeout=60)
+    assert not runner.is_alive() and went_on == ["forward"] * 3 and not group.errors
 
 
 def test_one_that_diverges_and_one_that_raises_leave_the_others_alone(
