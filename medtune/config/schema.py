@@ -185,7 +185,9 @@ class Trainer:
     gradient_accumulation_steps: int = key("forward passes per optimizer step", "passes", at_least=1)
     learning_rate: float = key("peak learning rate", "step size", above=0, at_most=1)
     lr_scheduler_type: Scheduler = key("learning rate over the steps")
-    warmup_ratio: float = key("share of the steps that raise the learning rate from 0", "share", at_least=0, below=1)
+    warmup_ratio: float = key(
+        "share of the steps that raise the learning rate, evenly, the first one above 0", "share", at_least=0, below=1
+    )
     weight_decay: float = key("decoupled weight decay of AdamW", "per step", at_least=0, below=1)
     max_grad_norm: float = key("gradients are scaled down to this norm; 0: never", "L2 norm", at_least=0)
     optim: Optimizer = key("optimizer")

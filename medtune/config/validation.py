@@ -137,6 +137,8 @@ def check_combinations(run: RunConfig, trains: bool) -> Iterator[str]:
         yield "lora.target_modules is empty: nothing would train"
     if run.quantization and run.quantization.type is QuantizationType.int8 and run.quantization.double_quantization:
         yield "quantization.double_quantization works with nf4 and fp4 only, not with int8"
+    if run.lora.use_dora and run.quantization and run.quantization.type is QuantizationType.int8:
+        yield "lora.use_dora=true works with nf4, fp4 and none only, not with quantization=int8"
     if not run.eval.prompts and run.eval.held_out == 0 and run.eval.red_flags == 0:
         yield "eval.prompts is empty, eval.held_out and eval.red_flags are 0: there would be no answers to look at"
 

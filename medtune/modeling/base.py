@@ -1,10 +1,11 @@
 """conf/model + conf/quantization -> the frozen base model, ready for an adapter."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     LlamaForCausalLM,
@@ -24,6 +25,10 @@ from medtune.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
+PROBE_TOKENS = 8
+PROBE_SCALE = 64.0  # a power of two: no rounding
+PROBE_TOLERANCE = 1e-3  # the two products have the same operands; a kernel may sum them in another order
+
 
 def load_base(
     model: Model, quantization: Quantization | None, tokenizer: PreTrainedTokenizerBase, device: torch.device
@@ -37,8 +42,10 @@ def load_base(
         raise UserError(
             "model.attn_implementation=flash_attention_2 needs a GPU and the package flash-attn: choose sdpa"
         )
+    require_storage(model, quantization)
     dtype = dtype_for(model, device)
     base = load_weights(model, quantization, tokenizer, device, dtype)
+    require_embedded(base, model, tokenizer)
     base.requires_grad_(False)
     place_8bit_states(base)
     keep_gradients_after_evaluation(base)
@@ -56,7 +63,79 @@ def load_base(
     )
     cache_dequantized(base)
     use_fused_layers(base)
+    require_plain_logits(base)
     return base
+
+
+def require_storage(model: Model, quantization: Quantization | None) -> None:
+    """Raises `UserError` where the weights are stored quantized already, and otherwise than `quantization` says."""
+    if model.weights not in (Weights.folder, Weights.hub):
+        return
+    source = resolve_weights(model)
+    config = with_hub_errors(
+        model, lambda: AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=False)
+    )
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return
+    told: dict[str, Any] = stored if isinstance(stored, dict) else stored.to_dict()
+    if told.get("quant_method") != "bitsandbytes":
+        raise UserError(
+            f"{model.hub_id} is stored in {told.get('quant_method')}, which medtune does not train on: choose its "
+            "weights in 16 bits"
+        )
+    kind = "int8" if told.get("load_in_8bit") else str(told.get("bnb_4bit_quant_type"))
+    double = bool(told.get("bnb_4bit_use_double_quant")) and kind != "int8"
+    asked = (quantization.type.name, quantization.double_quantization) if quantization else ("none", False)
+    if asked != (kind, double):
+        raise UserError(
+            f"{model.hub_id} is stored in {kind} already: choose quantization={kind} "
+            f"quantization.double_quantization={str(double).lower()}, or its weights in 16 bits"
+        )
+
+
+def require_embedded(base: PreTrainedModel, model: Model, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `UserError` for a token of the configuration that the embedding has no row for."""
+    rows = cast(torch.nn.Embedding, base.get_input_embeddings()).num_embeddings
+    named = {"pad_token": [model.pad_token], "stop_tokens": model.stop_tokens}
+    for key, tokens in named.items():
+        for token in tokens:
+            if (place := cast(int, tokenizer.convert_tokens_to_ids(token))) >= rows:
+                raise UserError(
+                    f"model.{key}: {token} is token {place}, and the embedding of {model.hub_id} has {rows}: choose "
+                    "another token, or weights whose embedding was made larger for it"
+                )
+
+
+@torch.no_grad()
+def require_plain_logits(base: PreTrainedModel) -> None:
+    """Raises `UserError` where a model's logits are not the product of its hidden states with its head alone.
+
+    Granite and Cohere scale them, Gemma 2 caps them. Training, evaluation and decoding would take
+    a wrong loss. The model's own forward pass is asked for a few tokens, with hidden states so large that a cap shows.
+    """
+    hidden: list[torch.Tensor] = []
+
+    def enlarge(_: torch.nn.Module, __: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state * PROBE_SCALE
+        hidden.append(output.last_hidden_state)
+        return output
+
+    hook = base.base_model.register_forward_hook(enlarge)
+    mode = base.training
+    base.eval()
+    try:
+        ids = torch.arange(PROBE_TOKENS, device=base.device)[None]
+        own = base(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        hook.remove()
+        base.train(mode)
+    ours = base.get_output_embeddings()(hidden[0]).float()
+    if not torch.allclose(own, ours, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE * ours.abs().max().item()):
+        raise UserError(
+            f"{base.name_or_path} ({type(base).__name__}) scales or caps its logits after the head, and medtune's "
+            "loss does not: choose a model of the Llama, Mistral or Qwen architecture"
+        )
 
 
 def load_weights(

@@ -10,6 +10,9 @@ from transformers import PreTrainedModel
 
 from medtune.modeling.quantized import cached_weight, dequantize, four_bit_layers
 
+ROW = 4096  # bytes
+PIECE = 2048 * ROW  # bytes that are looked at together
+
 
 def share_weights(base: PreTrainedModel) -> PreTrainedModel:
     """Returns a second tree of modules over the same frozen tensors; an adapter on it leaves the base as it is."""
@@ -28,21 +31,39 @@ def fingerprint(base: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in base.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        hash_tensor(digest, tensor)
     return digest.hexdigest()
+
+
+def hash_tensor(digest: Any, tensor: torch.Tensor) -> None:
+    """Adds the bytes of a tensor to a hash, piece by piece."""
+    for piece in bytes_of(tensor).split(PIECE):
+        digest.update(piece.cpu().numpy())
+
+
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the content of a tensor as bytes, in its own memory."""
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
 
 
 def checksums(base: PreTrainedModel) -> list[torch.Tensor]:
     """Returns the sums of the bytes of every frozen tensor, by row and by column: a changed byte changes two of them.
 
-    For a GPU, where the fingerprint takes seconds.
+    For a GPU, where the fingerprint takes seconds. The bytes are summed piece by piece, because a sum of bytes takes
+    eight times their memory on the way.
     """
-    sums = []
-    for tensor in base.state_dict().values():
-        content = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        content = content.view(-1, 4096 if len(content) % 4096 == 0 else 1)
-        sums += [content.sum(side, dtype=torch.int64) for side in (0, 1)]
-    return sums
+    return [part for tensor in base.state_dict().values() for part in sums_of(bytes_of(tensor))]
+
+
+def sums_of(content: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the sums of bytes in rows of `ROW`, those in columns, and the bytes that fill no row."""
+    whole = len(content) // ROW * ROW
+    rows, columns = [], torch.zeros(ROW, dtype=torch.int64, device=content.device)
+    for piece in content[:whole].split(PIECE):
+        table = piece.view(-1, ROW)
+        rows.append(table.sum(1, dtype=torch.int64))
+        columns += table.sum(0, dtype=torch.int64)
+    return [*rows, columns, content[whole:].clone()]
 
 
 def cache_matches(base: PreTrainedModel) -> bool:

@@ -6,6 +6,8 @@ import gc
 import os
 import resource
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -109,6 +111,35 @@ def free_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return psutil.virtual_memory().available
+
+
+class OutOfMemory(Exception):
+    """Memory ran out in a pass; the message says which keys take less."""
+
+
+@contextlib.contextmanager
+def explained_memory_errors() -> Iterator[None]:
+    """Raises `OutOfMemory` in place of PyTorch's own errors, which name sizes of blocks and none of the keys."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the memory
+        raise OutOfMemory(
+            f"the memory of the {'GPU' if torch.cuda.is_available() else 'machine'} is full: lower "
+            "trainer.per_device_train_batch_size (and raise trainer.gradient_accumulation_steps), trainer.max_length "
+            "or eval.batch_size, set trainer.gradient_checkpointing=true, or free the memory that other programs hold"
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether memory ran out; only one of PyTorch's ways to say so has an exception of its own."""
+    said = str(error)
+    words = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in said for word in words)
 
 
 def free_memory() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from medtune.modeling.memory import free_memory
+from medtune.modeling.memory import free_memory, is_out_of_memory
 from medtune.modeling.multi_lora.backbone import Backbone, ForwardPass, MicroBatch, accumulate, proxy_base
 from medtune.sweep import thread_state as turns
 
@@ -226,7 +226,7 @@ class LockstepGroup:
             traceback.clear_frames(error.__traceback__)  # they hold the memory
             if len(handles) == 1:
                 handles[0].error = error
-            elif out_of_memory(error):
+            elif is_out_of_memory(error):
                 self.together = half(handles)
                 words = "out of memory: %s members go through the base at a time from now on"
                 Context().run(log.warning, words, self.together)  # said by the group, not by the member that serves
@@ -237,8 +237,3 @@ class LockstepGroup:
 def half(handles: list[LockstepHandle]) -> int:
     """Returns how many to try together when all were too many."""
     return (len(handles) + 1) // 2
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Returns whether memory ran out; on a CPU PyTorch says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

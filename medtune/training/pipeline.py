@@ -3,6 +3,8 @@
 import gc
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +55,7 @@ def train(run: RunConfig, out: Path, membership: Membership | None = None) -> fl
     is recorded in run.json. An interruption saves a checkpoint and marks the run.
     """
     membership = membership or Membership()
-    with RunFolder(run, out) as folder, deferred(), reporting_to(membership.on_progress):
+    with RunFolder(run, out) as folder, deferred(), reporting_to(membership.on_progress), clear_memory_errors():
         # What is cheap to refuse comes first: the account, the data, the memory, the mask.
         inputs = membership.inputs or prepare_inputs(run)
         parts = Parts(run, folder, inputs, membership.on_progress)
@@ -66,10 +68,12 @@ def train(run: RunConfig, out: Path, membership: Membership | None = None) -> fl
         with open_trackers(parts, saved) as trackers:
             trainer, metrics_callback = build(parts, model, trackers)
             trainer.pause_at = membership.pause_at
+            initial = adapter_fingerprint(model)
             trainer.run(saved)
             if parts.handle:
                 parts.handle.release()  # saving and evaluating need the memory
             save_adapter(parts, model)
+            record_change(parts, initial != adapter_fingerprint(model))
             metrics = metrics_callback.metrics()
             trackers.summarize(metrics)
             if run.eval.final:
@@ -195,14 +199,44 @@ def save_adapter(parts: Parts, model: "PeftModel") -> None:
     Raises `Changed` otherwise, and removes the checkpoints: they belong to another base model.
     """
     from medtune.modeling.lora import adapter
+    from medtune.training.shared_inputs import Changed
 
     inputs, out = parts.inputs, parts.folder.out
     try:
         inputs.require_unchanged()
-    except Exception:
+    except Changed:
         shutil.rmtree(out / "checkpoints")
         raise
     adapter.save_verified(model, inputs.tokenizer, out / "adapter", inputs.tokens.validation[0]["input_ids"])
+
+
+def adapter_fingerprint(model: "PeftModel") -> str:
+    """Returns a name for the weights of an adapter."""
+    from medtune.modeling.lora import adapter
+
+    return adapter.fingerprint(model)
+
+
+def record_change(parts: Parts, changed: bool) -> None:
+    """Records whether training changed the adapter at all, and says so where it did not."""
+    parts.folder.record({"adapter_changed": changed})
+    if not changed:
+        log.warning(
+            "the saved adapter is the one that training began with: no step changed it. Raise trainer.max_steps, "
+            "trainer.num_train_epochs or trainer.learning_rate"
+        )
+
+
+@contextmanager
+def clear_memory_errors() -> Iterator[None]:
+    """Explains errors of a full memory, once the library that raises them is loaded."""
+    try:
+        yield
+    except Exception:
+        from medtune.modeling.memory import explained_memory_errors
+
+        with explained_memory_errors():
+            raise
 
 
 def evaluate_on_test_set(parts: Parts, model: "PeftModel", trackers: Trackers) -> None:
@@ -210,11 +244,11 @@ def evaluate_on_test_set(parts: Parts, model: "PeftModel", trackers: Trackers) -
     from medtune.evaluation.pipeline import evaluate_adapter
 
     inputs, folder = parts.inputs, parts.folder
-    eval_set = inputs.eval_set(parts.run)
-    if eval_set is None:
-        log.warning("the test set is empty: nothing is evaluated on it")
-        return
     try:
+        eval_set = inputs.eval_set(parts.run)
+        if eval_set is None:
+            log.warning("the test set is empty: nothing is evaluated on it")
+            return
         subject = inputs.subject(model, folder.out / "adapter")
         section = evaluate_adapter(subject, eval_set, parts.run.eval, folder.out, folder.out / ".evaluation")
         trackers.summarize({"test": section})

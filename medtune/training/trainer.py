@@ -7,7 +7,7 @@ read. No other package imports TRL.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -132,6 +133,18 @@ class AdapterTrainer(ResumableTrainer):
         self.baseline, self.group_by_length, self.attention = baseline, group_by_length, attention
         self.handle: BaseHandle | None = None
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Returns the scheduler; warm-up step k of w, from 0, has the share (k + 1) / (w + 1) of the learning rate.
+
+        The stock warm-up begins at 0: its first step changes nothing, and a run of one step trains nothing. A
+        checkpoint of the stock schedule resumes with this one; after the warm-up the two are the same.
+        """
+        fresh = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if fresh and isinstance(scheduler, LambdaLR):
+            begin_above_zero(scheduler, self.args.get_warmup_steps(num_training_steps))
+        return scheduler
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -202,6 +215,21 @@ class AdapterTrainer(ResumableTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def begin_above_zero(scheduler: LambdaLR, warmup_steps: int) -> None:
+    """Gives the steps of a warm-up that begins at 0 a learning rate each."""
+
+    def raised(stock: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: (step + 1) / (warmup_steps + 1) if step < warmup_steps else stock(step)
+
+    for place, stock in enumerate(scheduler.lr_lambdas):
+        if warmup_steps and stock(0) == 0:
+            scheduler.lr_lambdas[place] = raised(stock)
+    factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    scheduler._last_lr = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
 
 
 def regroup_by_length(batches: list[dict[str, torch.Tensor]], pad_token_id: int) -> list[dict[str, torch.Tensor]]:

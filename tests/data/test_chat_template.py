@@ -1,11 +1,15 @@
 """What is taught is exactly every answer and its end-of-turn token, and text can never become a control token."""
 
+import copy
+from typing import Any
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from helpers import CHATML, SPECIAL, conversations
 from medtune.data.store import Conversation
 from medtune.data.tokenization.chat_template import BATCH, Encoded, encode, truncate_to_fit
+from medtune.data.tokenization.mask_check import stock_prompt
 from medtune.runtime.errors import UserError
 
 Tokenizer = PreTrainedTokenizerFast
@@ -24,7 +28,7 @@ def taught_text(tokenizer: Tokenizer, encoded: Encoded) -> str:
     return tokenizer.decode([i for i, keep in zip(encoded.input_ids, encoded.loss_mask, strict=True) if keep])
 
 
-def dialogue(*contents: str) -> list[dict[str, str]]:
+def dialogue(*contents: str) -> list[dict[str, Any]]:
     roles = ["user", "assistant"] * len(contents)
     return [SYSTEM, *({"role": role, "content": text} for role, text in zip(roles, contents, strict=False))]
 
@@ -120,3 +124,36 @@ def test_a_template_that_prints_the_date_prints_the_same_one_every_day(tokenizer
         chat_template="{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + CHATML,
     )
     assert dated.decode(encode(dated, dialogue("q", "a")).input_ids).startswith("26 Jul 2024<|im_start|>")
+
+
+DATED = "{{ '<|im_start|>system\\n' + strftime_now('%d %b %Y') + messages[0]['content'] + '<|im_end|>' }}"
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+
+
+def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+def test_a_template_that_writes_the_date_writes_the_same_every_day(
+    tokenizer: Tokenizer,
+) -> None:
+    dated = with_template(tokenizer, DATED)
+    text = dated.decode(encode(dated, [SYSTEM]).input_ids)
+    assert "26 Jul 2024" in text and stock_prompt(dated, [SYSTEM]) == encode(dated, [SYSTEM]).input_ids
+
+
+def test_a_template_that_refuses_a_system_message_is_one_line(tokenizer: Tokenizer) -> None:
+    with pytest.raises(
+        UserError, match=r"refuses a conversation of system, user \(System role not supported\): choose"
+    ):
+        encode(with_template(tokenizer, REFUSES), dialogue("question"))
+
+
+def test_an_answer_of_weight_0_is_read_and_not_trained_on(tokenizer: Tokenizer) -> None:
+    messages = dialogue("question", "Take twelve.", "more?", "Rest.")
+    messages[2] = {**messages[2], "weight": 0}
+    encoded = encode(tokenizer, messages)
+    assert taught_text(tokenizer, encoded) == "Rest.<|im_end|>"
+    assert encoded.input_ids == encode(tokenizer, dialogue("question", "Take twelve.", "more?", "Rest.")).input_ids

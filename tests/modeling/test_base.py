@@ -8,7 +8,21 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AttentionInterface, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AttentionInterface,
+    AutoTokenizer,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers import AutoModelForCausalLM as AutoModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from helpers import compose
@@ -226,3 +240,77 @@ def test_random_weights_are_the_same_every_time() -> None:
 
 def test_transformers_makes_no_mask_for_the_causal_kernel() -> None:
     assert CAUSAL in AttentionInterface() and CAUSAL not in ALL_MASK_ATTENTION_FUNCTIONS
+
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config", [LlamaConfig(**SIZES), MistralConfig(**SIZES), Qwen2Config(**SIZES)], ids=lambda c: c.model_type
+)
+def test_a_head_that_gives_the_logits_is_taken(config: PretrainedConfig, dtype: torch.dtype) -> None:
+    base = AutoModel.from_config(config, dtype=dtype)
+    mode = base.training
+    model.require_plain_logits(base)
+    assert base.training is mode and not base.base_model._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(**SIZES, logits_scaling=8.0),
+        CohereConfig(**SIZES, logit_scale=0.0625),
+        Gemma2Config(**SIZES, head_dim=16, final_logit_softcapping=30.0),
+    ],
+    ids=lambda config: config.model_type,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_are_scaled_or_capped_after_the_head_are_refused(
+    config: PretrainedConfig, dtype: torch.dtype
+) -> None:
+    base = AutoModel.from_config(config, dtype=dtype)
+    with pytest.raises(UserError, match=rf"{type(base).__name__}\) scales or caps its logits"):
+        model.require_plain_logits(base)
+
+
+FOUR_BIT = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+DOUBLE, SINGLE = ({**FOUR_BIT, "bnb_4bit_use_double_quant": double} for double in (True, False))
+EIGHT_BIT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
+@pytest.mark.parametrize(
+    ("stored", "words", "advice"),
+    [
+        (DOUBLE, "quantization=int8", "nf4 already: choose quantization=nf4 quantization.double_quantization=true"),
+        (SINGLE, "quantization=nf4", "quantization.double_quantization=false"),
+        (EIGHT_BIT, "quantization=none", "int8 already"),
+        ({"quant_method": "gptq", "bits": 4}, "quantization=nf4", "stored in gptq, which medtune does not train on"),
+    ],
+)
+def test_weights_that_are_stored_otherwise_than_asked_are_refused(
+    tiny_run: Compose, tmp_path: Path, stored: dict, words: str, advice: str
+) -> None:
+    config = LlamaConfig(**SIZES, quantization_config=stored)
+    (tmp_path / "config.json").write_text(config.to_json_string())
+    run = tiny_run(words, f"model.path='{tmp_path}'")
+    with pytest.raises(UserError, match=advice):
+        model.require_storage(run.model, run.quantization)
+
+
+def test_weights_that_are_stored_as_asked_are_taken(tiny_run: Compose, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(LlamaConfig(**SIZES, quantization_config=DOUBLE).to_json_string())
+    run = tiny_run(f"model.path='{tmp_path}'")
+    model.require_storage(run.model, run.quantization)
+
+
+def test_a_token_without_a_row_in_the_embedding_is_refused(tiny_run: Compose) -> None:
+    run = tiny_run()
+    tokenizer = load_tokenizer(run.model)
+    place = max(tokenizer.convert_tokens_to_ids([run.model.pad_token, *run.model.stop_tokens]))
+    base = LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": place}))
+    with pytest.raises(UserError, match=rf" is token {place}, and the embedding of .* has {place}: choose"):
+        model.require_embedded(base, run.model, tokenizer)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import get_scheduler
 
 from helpers import conversations, write_jsonl
+from medtune.config.enums import Scheduler
 from medtune.config.schema import RunConfig
 from medtune.data.prepared import prepare
 from medtune.data.tokenization.dataset import tokenize
@@ -24,6 +26,7 @@ from medtune.modeling.tokenizer import load_tokenizer
 from medtune.runtime.errors import RunFailed, UserError
 from medtune.training import trainer
 from medtune.training.pipeline import train
+from medtune.training.trainer import begin_above_zero
 
 Compose = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -385,3 +388,42 @@ def test_a_damaged_adapter_is_not_saved_and_a_changed_one_is_noticed(tiny_run: C
     with pytest.raises(adapter.Damaged, match="not finite"):
         adapter.save(tuned, tokenizer, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("name", [member.name for member in Scheduler])
+@pytest.mark.parametrize("warmup", [0, 1, 3])
+def test_no_step_of_the_warm_up_has_a_learning_rate_of_0(name: str, warmup: int) -> None:
+    def rates(changed: bool) -> list[float]:
+        weight = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([weight], lr=0.5)
+        scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=10)
+        if changed:
+            begin_above_zero(scheduler, warmup)
+        found = []
+        for _ in range(10):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    stock, ours = rates(False), rates(True)
+    assert min(ours) > 0 and ours[warmup:] == stock[warmup:]
+    if name != "constant":
+        assert ours[:warmup] == pytest.approx([0.5 * (step + 1) / (warmup + 1) for step in range(warmup)])
+
+
+def test_a_run_of_one_step_trains(tiny_run: Compose, tmp_path: Path) -> None:
+    train(tiny_run("trainer.max_steps=1", "trainer.warmup_ratio=0.5"), tmp_path)
+    assert steps(tmp_path, "learning_rate")[1] > 0
+    assert read(tmp_path, "run.json")["adapter_changed"] is True
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+
+
+def test_an_adapter_that_no_step_changed_is_said_to_be_so(
+    tiny_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.optim.AdamW.step", lambda self, closure=None: None)
+    train(tiny_run("trainer.max_steps=1"), tmp_path)
+    assert read(tmp_path, "run.json")["adapter_changed"] is False
+    assert "the saved adapter is the one that training began with" in caplog.text

@@ -9,9 +9,12 @@ exactly: each answer and the end-of-turn token that follows it. On stripped text
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from itertools import islice
+from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from medtune.data.reading.normalize import Message, Messages
@@ -21,8 +24,10 @@ from medtune.runtime.errors import UserError
 # Private-use characters: no template writes them, and contents never pass through the template.
 PLACEHOLDER = "\ue000{}\ue001"
 PLACEHOLDERS = re.compile("\ue000(\\d+)\ue001")
-# Llama 3.2's template prints today's date otherwise, and yesterday's adapter would answer another prompt today.
-TEMPLATE_DATE = "26 Jul 2024"
+# Templates print today's date otherwise, by one name or the other, and yesterday's adapter would answer another prompt
+# today. The date is the default of Llama 3.2's template.
+PINNED_DATE = datetime(2024, 7, 26)
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 BATCH = 500  # conversations encoded at a time
 
 
@@ -83,9 +88,7 @@ def template_pieces(
     `template` is the tokenizer's, named so that a change of it is seen. Raises `UserError` as `encode` does.
     """
     blanks = [{"role": role, "content": PLACEHOLDER.format(i)} for i, role in enumerate(roles)]
-    rendered = tokenizer.apply_chat_template(
-        blanks, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=TEMPLATE_DATE
-    )
+    rendered = apply_template(tokenizer, blanks, add_generation_prompt, tokenize=False)
     pieces = PLACEHOLDERS.split(str(rendered))  # template, index, template, index, …, template
     if [int(i) for i in pieces[1::2]] != list(range(len(roles))):
         raise UserError("the model's chat template does not show every message once, in order: use another base model")
@@ -95,6 +98,44 @@ def template_pieces(
         if role == "assistant" and (not piece or piece[0] not in control):
             raise UserError("the model's chat template has no end-of-turn token after an answer")
     return frame
+
+
+def apply_template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool, tokenize: bool
+) -> Any:
+    """Returns what `apply_chat_template` makes of messages: text, or token ids.
+
+    Raises `UserError` where the template refuses them.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=tokenize,
+            add_generation_prompt=add_generation_prompt,
+            return_dict=False,
+            chat_template=with_pinned_date(str(tokenizer.chat_template)),
+            date_string=PINNED_DATE.strftime("%d %b %Y"),
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"the model's chat template refuses a conversation of {', '.join(m['role'] for m in messages[:3])} "
+            f"({' '.join(str(error).split())[:100]}): choose a base model whose template takes a system message"
+        ) from None
+
+
+@lru_cache(maxsize=16)
+def with_pinned_date(template: str) -> str:
+    """Returns a chat template that writes the pinned date where it would write today's.
+
+    Raises `UserError` where it asks for today in a form that is not known.
+    """
+    pinned = TODAY.sub(lambda call: repr(PINNED_DATE.strftime(call[2])), template)
+    if re.search(r"strftime_now\s*\(", pinned):
+        raise UserError(
+            "the model's chat template writes today's date in a form that cannot be pinned: tomorrow the adapter would "
+            "answer another prompt; choose another base model, or a copy whose template has no date"
+        )
+    return pinned
 
 
 def drop_first_turns(messages: Sequence[Message], dropped: int) -> Messages:

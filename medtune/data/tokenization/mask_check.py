@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from medtune.data.reading.normalize import Message
 from medtune.data.store import ConversationTable
 from medtune.data.tokenization.chat_template import (
-    TEMPLATE_DATE,
+    apply_template,
     drop_first_turns,
     encode,
     encode_contents,
@@ -166,10 +166,7 @@ def mask_problem(
 
 def stock_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Returns the prompt as `apply_chat_template` alone gives it, which is what other programs use for inference."""
-    ids = tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, return_dict=False, date_string=TEMPLATE_DATE
-    )
-    return cast(list[int], ids)
+    return cast(list[int], apply_template(tokenizer, messages, add_generation_prompt=True, tokenize=True))
 
 
 def has_control_token(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> bool:

@@ -1,5 +1,6 @@
 """conf/lora -> the base model with a LoRA adapter; saving it, and the proof that it loads again."""
 
+import hashlib
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +12,12 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from medtune.config.schema import Lora
+from medtune.modeling.frozen_base import hash_tensor
 from medtune.modeling.lora.files import weights_of
 from medtune.modeling.lora.linear import use_fused_lora
 from medtune.runtime.errors import UserError
+
+COMPARED = 64  # tokens
 
 
 def add_lora(base: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
@@ -40,6 +44,16 @@ def to_float32(model: PeftModel) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def fingerprint(model: PeftModel) -> str:
+    """Returns a sha256 over the weights that train: equal means equal to the bit."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            digest.update(name.encode())
+            hash_tensor(digest, parameter.float())
+    return digest.hexdigest()
 
 
 def trainable_parameters(model: PeftModel) -> tuple[int, int]:
@@ -150,9 +164,10 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 def verify(model: PeftModel, folder: Path, input_ids: list[int]) -> None:
     """Loads the saved adapter beside the trained one, and compares their logits to the bit.
 
-    `input_ids`: the tokens of one row. Raises `Damaged` when the logits differ.
+    `input_ids`: the tokens of one row, of which the first `COMPARED` are looked at: each has logits of its own for the
+    whole vocabulary. Raises `Damaged` when the logits differ.
     """
-    row = torch.tensor([input_ids], device=model.device)
+    row = torch.tensor([input_ids[:COMPARED]], device=model.device)
     trained = model.active_adapter
     mode = model.training
     model.eval()
