@@ -3,6 +3,8 @@
 import difflib
 import sys
 
+from medtune.runtime.screen import protect_streams
+
 COMMANDS = {
     "train": "train one adapter, or a sweep of them",
     "evaluate": "evaluate adapters on the test and the safety set",
@@ -12,6 +14,7 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of `python -m medtune` and `medtune`: lists the commands. Exits with 2 after an unknown one."""
+    protect_streams()
     words = [word for word in sys.argv[1:] if word not in ("-h", "--help")]
     if words:
         print(f"medtune: {explain(words[0])}", file=sys.stderr)

@@ -27,9 +27,9 @@ def train_member(cfg: DictConfig) -> float:
     with Progress([run.name]) as progress:
         eval_loss = train(run, out, Membership(on_progress=partial(progress.update, run.name)))
     if hydra.mode is RunMode.RUN:
-        from medtune.results.tables import summary
+        from medtune.results.tables import print_summary
 
-        print(summary([out]), flush=True)
+        print_summary([out])
     return eval_loss
 
 

@@ -100,9 +100,9 @@ class SharedBaseLauncher(Launcher):
             for member in members:
                 ledger.update(member)
             if not self.proposed:  # others come again with more
-                from medtune.results.tables import summary  # reads Parquet: not before it is needed
+                from medtune.results.tables import print_summary  # reads Parquet: not before it is needed
 
-                print(summary(ledger.folders), flush=True)
+                print_summary(ledger.folders)
 
     def compose(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int, sweep: Path
@@ -146,7 +146,7 @@ def failures_of(members: Sequence[Any], ledger: Any) -> Exception:
 
     rows = [ledger.rows[member.key] for member in members]
     failed = [row for row in rows if row["status"] not in FINISHED]
-    lines = [f"{row['overrides']}: {str(row['error']).splitlines()[0]}" for row in failed]
+    lines = [f"{row['overrides']}: {str(row['error'] or 'not started').splitlines()[0]}" for row in failed]
     return RunFailed("\n".join([f"{len(failed)} of {len(members)} members failed", *lines]))
 
 

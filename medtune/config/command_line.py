@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -20,12 +21,20 @@ from omegaconf.errors import ConfigAttributeError, InterpolationResolutionError,
 
 from medtune.config.groups import CONF, experiment_with, register, suggest_option
 from medtune.config.keys import did_you_mean, has_key
-from medtune.config.overrides import check_overrides, constant_keys, quoted, resume_sweep_overrides
+from medtune.config.overrides import CHDIR, check_overrides, constant_keys, quoted, resume_sweep_overrides
 from medtune.config.reference import help_text
 from medtune.config.schema import RunConfig
 from medtune.config.validation import check_value
 from medtune.runtime import interruption
 from medtune.runtime.errors import RunFailed, UserError
+from medtune.runtime.screen import protect_streams
+
+# By these PyTorch, accelerate and MPI tell a process which of several it is.
+DISTRIBUTED = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "PMI_RANK",
+    "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED",
+)  # fmt: skip
 
 
 def run_command(
@@ -40,10 +49,13 @@ def run_command(
 
     Exit status: 0 done, 1 a run failed, 2 refused before anything ran, 130 interrupted.
     """
+    protect_streams()
     interruption.install_handlers()
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     try:
+        require_working_folder()
+        forget_other_jobs()
         register()
         arguments = get_args_parser().parse_intermixed_args()
         if arguments.help:
@@ -70,6 +82,8 @@ def run_command(
         @wraps(task)
         def run(cfg: DictConfig) -> Any:
             try:
+                if HydraConfig.get().job.chdir:
+                    raise UserError(CHDIR)
                 return task(cfg)
             except Exception as error:
                 if HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -89,6 +103,8 @@ def run_command(
     except RunFailed as failure:
         exit_with(1, *str(failure).splitlines())
     except OSError as error:
+        if error.filename is None:
+            exit_with(2, f"{type(error).__name__}: {error.strerror or error}")
         # Hydra makes the result folder before the run can check it.
         exit_with(2, f"{error.filename}: {error.strerror}: choose another folder with hydra.run.dir or hydra.sweep.dir")
     except Exception as error:
@@ -99,6 +115,28 @@ def run_command(
             group = null[1].rpartition(".")[0]
             exit_with(2, f"{null[1]} is null in what was chosen, and takes no mapping: choose a {group} that has one")
         exit_with(2, f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
+
+
+def require_working_folder() -> None:
+    """Raises `UserError` where the working folder is gone: neither results nor relative paths have a place then."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise UserError("the working folder is gone: change to one that exists") from None
+
+
+def forget_other_jobs() -> None:
+    """Removes what an earlier distributed job left in the environment: PyTorch would wait for its other processes.
+
+    Raises `UserError` where a launcher really started several processes.
+    """
+    found = [name for name in DISTRIBUTED if name in os.environ]
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("torchrun started several processes, and a run is one: start it as python -m medtune.train")
+    if found:
+        print(f"medtune: left over from another job, ignored: {', '.join(found)}", file=sys.stderr)
+    for name in found:
+        del os.environ[name]
 
 
 def exit_with(status: int, *lines: str) -> NoReturn:

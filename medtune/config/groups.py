@@ -51,6 +51,12 @@ def group_options(group: str) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
+def sweeps(experiment: str) -> bool:
+    """Returns whether an experiment carries a sweep of its own."""
+    path = EXPERIMENTS / f"{experiment}.yaml"
+    return path.is_file() and bool(OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.params"))
+
+
 def group_names() -> list[str]:
     """Returns the groups of `conf/`, and `experiment`."""
     return ["experiment", *sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*") if path.is_dir())]

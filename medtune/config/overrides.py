@@ -4,18 +4,23 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, QuotedString, ValueType
 from hydra.errors import HydraException
 
-from medtune.config.groups import RENAMED, group_names, group_options, suggest_option
+from medtune.config.groups import RENAMED, group_names, group_options, suggest_option, sweeps
 from medtune.config.keys import did_you_mean, has_key, is_mapping
+from medtune.config.schema import RunConfig
 from medtune.config.validation import check_value
 from medtune.runtime.errors import UserError
 from medtune.runtime.files import read_json
+from medtune.runtime.pasting import hydra_quoted
+from medtune.runtime.pasting import override as typed
 from medtune.runtime.status import FINISHED
+
+CHDIR = "hydra.job.chdir=true: relative paths would be looked for in the result folder: leave it out"
 
 
 def resume_sweep_overrides(words: list[str]) -> list[str]:
@@ -24,7 +29,7 @@ def resume_sweep_overrides(words: list[str]) -> list[str]:
 
     Raises `UserError` when there is none.
     """
-    named = next(word for word in words if word.startswith("sweep=")).partition("=")[2].strip("'\"")
+    named = named_sweep(next(word for word in words if word.startswith("sweep=")))
     folder = Path(named).expanduser()
     given = [word for word in words if not word.startswith("sweep=")]
     if not named:
@@ -36,7 +41,16 @@ def resume_sweep_overrides(words: list[str]) -> list[str]:
         anew = {word.partition("=")[0] for word in given}
         begun = [RENAMED.get(word, word) for word in known]  # by an earlier medtune, perhaps
         given = [*(word for word in map(quoted, begun) if word.partition("=")[0] not in anew), *given]
-    return [*given, f"hydra.sweep.dir='{folder}'"]
+    return [*given, f"hydra.sweep.dir={hydra_quoted(str(folder))}"]
+
+
+def named_sweep(word: str) -> str:
+    """Returns the folder that `sweep=FOLDER` names, in Hydra's quotes or without."""
+    try:
+        value = OverridesParser.create().parse_override(quoted(word)).value()
+    except HydraException:
+        value = word.partition("=")[2].strip("'\"")
+    return "" if value is None else str(value)
 
 
 def quoted(word: str) -> str:
@@ -75,13 +89,21 @@ def check_overrides(words: list[str], schema: type) -> Iterator[str]:
             yield f"{word}: not of the form key=value; {hint}"
             continue
         name = override.key_or_group
-        if override.is_delete() and is_mapping(name.rpartition(".")[0]):
+        if override.is_sweep_override() and schema is not RunConfig:
+            yield several_values(override)
+        elif override.is_delete() and is_mapping(name.rpartition(".")[0]):
             continue  # a member of a mixture
         elif override.is_delete():
             yield f"{word}: nothing can be taken out of a run; change it, as {word.strip('~')}=…"
         elif name == "hydra.run.dir" and is_over(Path(str(override.value()))):
             # Here, because Hydra writes its own files into the folder before the run could refuse.
             yield f"{override.value()} already holds a run, which would be overwritten: choose another hydra.run.dir"
+        elif name == "hydra.job.chdir" and override.value() is True:
+            yield CHDIR
+        elif name == "hydra.sweep.subdir":
+            yield f"{name}: members are called by what differs between them, and found by it when resumed: leave it out"
+        elif name in ("hydra/job_logging", "hydra/hydra_logging") and override.value() != "default":
+            yield f"{name}: medtune has a log of its own, on the screen and in train.log: leave it out"
         elif word in RENAMED:
             yield f"{word}: {suggest_option(name, str(override.value()))}"
         elif name.startswith("hydra"):
@@ -105,19 +127,45 @@ def is_over(folder: Path) -> bool:
     return (folder / "run.json").exists() and read_json(folder / "run.json").get("status", "done") in FINISHED
 
 
+def several_values(override: Override) -> str:
+    """Returns the line for a key with several values in a command that takes one of each."""
+    key = override.key_or_group
+    values = [str(value) for value in values_of(override)]
+    if key == "run":
+        return f"run has several values: put them in brackets, as {typed(key, *values)}"
+    return f"{key} has several values: give it one (a list stands in brackets)"
+
+
 def unknown_options(override: Override) -> Iterator[str]:
-    """Yields one line for each choice that a group does not have."""
+    """Yields one line for each choice that a group does not have, and for experiments that cannot be swept."""
     group = override.key_or_group
-    for choice in map(str, values_of(override)):
+    choices = [str(value) for value in values_of(override)]
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP and not choices:
+        yield f"{override.input_line}: matches none of {', '.join(group_options(group))}"
+    if group == "experiment" and len(choices) > 1 and (sweeping := [c for c in choices if sweeps(c)]):
+        alone = "; ".join(f"python -m medtune.train experiment={choice}" for choice in choices)
+        yield f"experiment: with a sweep of its own ({', '.join(sweeping)}) one cannot be swept: {alone}"
+    for choice in choices:
         if choice not in group_options(group):
             yield f"{group}={choice}: {suggest_option(group, choice)}"
 
 
 def values_of(override: Override) -> list[Any]:
     """Returns the values an override gives its key: one, or several in a sweep. Interpolations are left to Hydra."""
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        return list(cast(Glob, override._value).filter(group_options(override.key_or_group)))
     if override.is_sweep_override():
         if override.is_choice_sweep() or override.is_range_sweep():
-            return list(override.sweep_iterator())
-        return []  # glob() and interval() are resolved by the sweeper
+            return [plain(value) for value in override.sweep_iterator()]
+        return []  # interval() is the sweeper's
     value = override.value()
     return [] if isinstance(value, str) and "${" in value else [value]
+
+
+def plain(value: Any) -> Any:
+    """Returns a value of Hydra's grammar as Python has it: quotes are for the grammar alone."""
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return {plain(key): plain(part) for key, part in value.items()} if isinstance(value, dict) else value

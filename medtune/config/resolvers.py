@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
+LONGEST = 120  # bytes of a name, before its hash
+
 
 def folder_name(overrides: Sequence[str], common: Sequence[str] = ()) -> str:
     """Returns a member's folder, from its overrides: readable, one path component, different for different overrides.
@@ -13,7 +15,9 @@ def folder_name(overrides: Sequence[str], common: Sequence[str] = ()) -> str:
     `common`: keys that are the same for all members, left out.
     """
     plain = ",".join(word for word in overrides if word.partition("=")[0] not in common) or "defaults"
-    safe = re.sub(r"[^\w=.,+~-]", "_", plain)[:120]
+    safe = re.sub(r"[^\w=.,+~-]", "_", plain)[:LONGEST]
+    while len(safe.encode()) > LONGEST:  # file systems count bytes
+        safe = safe[:-1]
     if safe != plain:
         safe += "-" + hashlib.sha256(plain.encode()).hexdigest()[:8]
     return safe

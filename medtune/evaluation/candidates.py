@@ -15,6 +15,7 @@ from medtune.config.validation import build_config
 from medtune.modeling.lora.files import require_whole
 from medtune.runtime.errors import UserError
 from medtune.runtime.files import read_json
+from medtune.runtime.pasting import override
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,11 @@ def members_of(name: str) -> list[Path]:
     found = sorted(path.parent for path in folder.glob("*/run.json"))
     if not found:
         holds = "no run in it" if folder.is_dir() else "no such folder"
+        parts = name.split(",")
         if (folder.parent / "run.json").is_file():
-            holds += f" (did you mean run={folder.parent}?)"
+            holds += f" (did you mean {override('run', folder.parent)}?)"
+        elif len(parts) > 1 and all(Path(part).expanduser().is_dir() for part in parts):
+            holds += f" (did you mean {override('run', *parts)}?)"
         raise UserError(f"run={name}: {holds}: name a result folder, as multirun/medtune/TIME or one of its members")
     finished = [path for path in found if (path / "adapter").is_dir()]
     for path in found:

@@ -31,6 +31,7 @@ from medtune.modeling import (
 from medtune.modeling.lora import adapter, linear
 from medtune.modeling.lora.files import config_of, weights_of
 from medtune.runtime.environment import versions
+from medtune.runtime.files import json_lines
 
 VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # packages that decide what a model answers
 
@@ -89,5 +90,4 @@ def stored_answers(path: Path) -> dict[int, Answer]:
     whole = text[: text.rfind(b"\n") + 1]
     if len(whole) < len(text):
         path.write_bytes(whole)
-    rows = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-    return {row["place"]: Answer(row["text"], row["stop"], row["tokens"]) for row in rows}
+    return {row["place"]: Answer(row["text"], row["stop"], row["tokens"]) for row in json_lines(whole)}

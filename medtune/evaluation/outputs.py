@@ -23,7 +23,7 @@ from medtune.evaluation.eval_set import EvalSet
 from medtune.evaluation.likelihood import Likelihood
 from medtune.evaluation.output_cache import load_or_compute, stored_answers
 from medtune.evaluation.subject import Subject
-from medtune.runtime.files import read_json, write_json
+from medtune.runtime.files import read_json, read_jsonl, write_json
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,7 @@ def record_test_read(path: Path, eval_set: EvalSet) -> None:
 
 def count_test_reads(path: Path, eval_set: EvalSet) -> int:
     """Returns how often the model that the file `path` belongs to was evaluated on this test set."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return sum(row["test_set"] == eval_set.test_set for row in rows)
+    return sum(row["test_set"] == eval_set.test_set for row in read_jsonl(path))
 
 
 def finite_losses(subject: Subject, eval_set: EvalSet, batch: int) -> Likelihood:

@@ -4,7 +4,7 @@ Everything is read from the folders' files; nothing is evaluated here. Tables fi
 names are shortened in the middle, and columns that do not fit beside each other come in a table of their own.
 """
 
-import json
+import logging
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,8 +16,11 @@ from medtune.results.comparison import format_interval, verdicts
 from medtune.results.layout import SEPARATOR, SHORTEST_NAME, named, screen_width, wrapped
 from medtune.results.reader import RunResult
 from medtune.results.score_tables import benchmarks_table, rubric, safety_table, scores_table
-from medtune.runtime.files import display_path
+from medtune.runtime.files import display_path, read_jsonl
+from medtune.runtime.pasting import override
 from medtune.runtime.progress import shorten
+
+log = logging.getLogger(__name__)
 
 NOTHING = "(an empty answer)"
 
@@ -27,6 +30,16 @@ def summary(folders: Sequence[Path]) -> str:
     members = name_run_alone([RunResult(folder, folder) for folder in folders])
     parts = [members_table(members), *map(wrapped, verdicts(members)), gates(members), answers(members)]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def print_summary(folders: Sequence[Path]) -> None:
+    """Prints the summary. Results that cannot be shown are there all the same: an error is logged and ends nothing."""
+    try:
+        text = summary(folders)
+    except Exception as error:
+        log.error("the results are there, but cannot be shown: %s: %s", type(error).__name__, error, exc_info=error)
+        return
+    print(text, flush=True)
 
 
 def everything(members: Sequence[RunResult]) -> str:
@@ -158,7 +171,8 @@ def gates(members: Sequence[RunResult]) -> str:
     if not lines:
         return ""
     folder = members[0].folder if len(members) == 1 else members[0].folder.parent
-    hint = f"scores, safety by category and reasons: python -m medtune.evaluate run={display_path(folder)}"
+    command = f"python -m medtune.evaluate {override('run', display_path(folder))}"
+    hint = f"scores, safety by category and reasons: {command}"
     return wrapped("\n".join([*lines, hint]))
 
 
@@ -200,8 +214,7 @@ def answers(members: Sequence[RunResult]) -> str:
     for member in members:
         if "best" not in member.metrics:
             continue
-        text = (member.folder / "samples.jsonl").read_text(encoding="utf-8")
-        samples = [json.loads(line) for line in text.splitlines()]
+        samples = read_jsonl(member.folder / "samples.jsonl")
         prompt = samples[0]["prompt"]
         asked = {row["step"]: row["answer"] for row in reversed(samples) if row["prompt"] == prompt}
         if not lines:

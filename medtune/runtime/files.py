@@ -36,10 +36,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Returns the objects in a file of JSON lines, without a last line that was cut off; none without a file."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return json_lines(path.read_bytes()) if path.is_file() else []
+
+
+def json_lines(content: bytes) -> list[dict[str, Any]]:
+    """Returns the objects in the content of a file of JSON lines, without a last line that was cut off.
+
+    Only a line feed ends a line: texts hold other characters that Python's `splitlines` ends one at.
+    """
+    return [json.loads(line) for line in content.split(b"\n")[:-1] if line]
 
 
 def append_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 In training this is between two micro-batches, in an evaluation between two batches: seconds away.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -35,7 +36,8 @@ def handle(signum: int, frame: FrameType | None) -> None:
     _requested_at = time.monotonic()
     request_stop(signum, frame)
     # Logging is not safe here: the signal may have come while its locks are held.
-    os.write(2, b"medtune: stopping: saving first; once more stops at once\n")
+    with contextlib.suppress(OSError):  # whoever read it may have gone with the same signal
+        os.write(2, b"medtune: stopping: saving first; once more stops at once\n")
 
 
 def request_stop(signum: int, frame: FrameType | None) -> None:

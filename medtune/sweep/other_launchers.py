@@ -40,9 +40,9 @@ def report_external_sweep() -> Iterator[None]:
         if error:
             raise error
         return
-    from medtune.results.tables import summary  # reads Parquet: nothing that a mistyped sweep should wait for
+    from medtune.results.tables import print_summary  # reads Parquet: nothing that a mistyped sweep should wait for
 
-    print(summary(folders), flush=True)
+    print_summary(folders)
     runs = {folder.name: read_json(folder / "run.json") for folder in folders}
     failed = [
         f"{name}: {str(run.get('error') or 'not over: its process was killed, or runs on elsewhere').splitlines()[0]}"

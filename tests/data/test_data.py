@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from helpers import compose, conversations, write_jsonl
@@ -18,7 +19,7 @@ from medtune.data.hashing import jaccard, minhash_bands, pairs_of
 from medtune.data.prepared import PreparedData, prepare
 from medtune.data.splitting.duplicates import near_duplicates
 from medtune.data.splitting.split import TRAIN, leakage
-from medtune.data.store import SPLITS, Conversation, ConversationTable
+from medtune.data.store import SPLITS, Conversation, ConversationTable, write_parquet
 from medtune.runtime.errors import UserError
 
 BUNDLED = Path(pipeline.__file__).parent / "consultations.jsonl"
@@ -485,3 +486,39 @@ def test_every_split_is_as_large_as_the_report_says(tmp_path: Path) -> None:
     assert found.train[-1] == list(found.train)[-1] and SPLITS.index("train") == TRAIN
     with pytest.raises(IndexError):
         found.train[len(found.train)]
+
+
+def test_rows_go_where_they_say(tmp_path: Path) -> None:
+    rows = conversations(60)
+    marks = ["train"] * 30 + ["test"] * 20 + [""] * 10
+    path = write_jsonl(tmp_path / "rows.jsonl", [row | {"split": mark} for row, mark in zip(rows, marks, strict=True)])
+    found = prepare(compose("data=local", f"data.path='{path}'", "data.test_size=0.5").data)
+    assert {row.row for row in found.test} == set(range(31, 51)), "these, whatever data.test_size is"
+    assert len(found.validation) > 0 and found.report["marked"] == ["test", "train"]
+    everything = prepare(replace(local(path), test_size=1))
+    assert len(everything.test) == 60
+
+
+def test_a_group_that_is_marked_for_two_splits_is_in_one(tmp_path: Path) -> None:
+    rows = [row | {"split": "train", "group": f"g{number}"} for number, row in enumerate(conversations(40))]
+    rows[0]["group"] = rows[39]["group"] = "both"
+    rows[39]["split"] = rows[38]["split"] = "test"
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = prepare(compose("data=local", f"data.path='{path}'").data)
+    assert [row.row for row in found.test] == [39]
+    left_out = [json.loads(line) for line in found.rejects.read_text().splitlines()]
+    assert [(row["row"], row["rule"]) for row in left_out] == [(40, "leaks")]
+
+
+def test_answers_of_weight_0_stay_so_in_what_is_written_out(tmp_path: Path) -> None:
+    rows = conversations(40)
+    marked = [{"role": "user", "content": "Is tea good?"}, {"role": "assistant", "content": "Twelve.", "weight": 0}]
+    rows[0] = {
+        "messages": [*marked, {"role": "user", "content": "And now?"}, {"role": "assistant", "content": "Rest."}]
+    }
+    found, written = prepared(tmp_path, rows, "data.rules.titles=false"), []
+    for split in SPLITS:
+        write_parquet(getattr(found, split), tmp_path / f"{split}.parquet")
+        written += pq.read_table(tmp_path / f"{split}.parquet").to_pylist()
+    (first,) = (row["messages"] for row in written if row["row"] == 1)
+    assert [message["weight"] for message in first if message["role"] == "assistant"] == [0, None]

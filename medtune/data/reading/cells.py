@@ -71,8 +71,8 @@ def plain_text(value: Any) -> str | None:
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, dict) and isinstance(value.get("text"), str) and value.get("type", "text") == "text":
-        return value["text"]
+    if isinstance(value, dict) and value.keys() <= {"type", "text"} and value.get("type", "text") == "text":
+        return plain_text(value.get("text"))
     if isinstance(value, list) and value:
         parts = [plain_text(part) for part in value]
         return None if None in parts else "\n".join(part for part in parts if part)

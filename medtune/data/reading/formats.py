@@ -93,6 +93,8 @@ def detect_format(first: Sequence[Row], source: Source, place: str) -> RowFormat
                 f"{place}.columns.{part}={column}: there is no such column; {suggest_columns(found, rows, place)}"
             )
     usual = {part: column for part in USUAL if (column := find_column(part, found, rows, source.speakers))}
+    if usual.get("messages", "").lower() == "chosen" and "question" in usual:
+        del usual["messages"]  # it is the answer, or the whole conversation once more
     texts = text_columns(source.format, named, usual)
     if not texts:
         raise UserError(

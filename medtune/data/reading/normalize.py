@@ -42,6 +42,7 @@ def normalize(row: Any, layout: RowFormat, system_prompt: str, unused: Counter[s
         raise RejectRow(why_unparsed(row) if isinstance(row, Exception) else "that are no {column: value} objects")
     unused.update(f"column {name}" for name, value in row.items() if name not in layout.used and not is_empty(value))
     require_allowed(row, layout)
+    count_title(row, layout, unused)
     turns = raw_turns(row, layout, unused)
     if "history" in layout.columns:
         turns = [*history_turns(row.get(layout.columns["history"]), layout, unused), *turns]
@@ -54,6 +55,12 @@ def normalize(row: Any, layout: RowFormat, system_prompt: str, unused: Counter[s
     elif own and own.strip() != messages[0]["content"]:
         raise RejectRow(f"whose system message is not what the column {layout.columns['system']} says")
     return messages
+
+
+def count_title(row: Message, layout: RowFormat, unused: Counter[str]) -> None:
+    """Counts a headline that stands beside a question: it is read only where there is no other."""
+    if "title" in layout.columns and not is_empty(row.get(layout.columns["title"])):
+        unused[f"column {layout.columns['title']}"] += not is_empty(row.get(layout.columns["question"]))
 
 
 def why_unparsed(error: Exception) -> str:
@@ -86,9 +93,12 @@ def raw_turns(row: Message, layout: RowFormat, unused: Counter[str]) -> Messages
     elif not question and "title" in columns:
         question = text_or_list(row, columns["title"])
     answered = turns_of(answer, layout, unused) if isinstance(answer, list) else [spoken("assistant", answer)]
-    if answered and labels.role_of(str(answered[0]["role"]), layout.speakers) != labels.DOCTOR:
-        return answered  # the whole conversation, which begins with the question
     asked = turns_of(question, layout, unused) if isinstance(question, list) else [spoken("user", question)]
+    if answered and labels.role_of(str(answered[0]["role"]), layout.speakers) != labels.DOCTOR:
+        repeated = {turn["content"] for turn in answered}  # the whole conversation, its question included
+        if any(turn["content"] and turn["content"] not in repeated for turn in asked):
+            raise RejectRow(f"whose column {columns['answer']} answers another question")
+        return answered
     return asked + answered
 
 
@@ -141,6 +151,8 @@ def turns_of(found: Messages, layout: RowFormat, unused: Counter[str]) -> Messag
 
     Raises `RejectRow` where no turn says who speaks.
     """
+    if not all(isinstance(turn, dict) for turn in found):
+        raise RejectRow("whose messages are no list of {role, content}")
     first = SHAREGPT_KEYS if layout.format is Format.sharegpt else ()
     turns = [named_turn(turn, first, unused) for turn in found]
     if found and not any(turn["role"] for turn in turns):
@@ -179,7 +191,10 @@ def last_answer(row: Message, turns: Messages, layout: RowFormat, unused: Counte
     value = parsed(row[column])
     if isinstance(value, str):
         return [spoken("assistant", value)]
-    return turns_of(value[-1:] if isinstance(value, list) else [value], layout, unused)
+    answer = turns_of(value if isinstance(value, list) else [value], layout, unused)
+    if [turn["content"] for turn in answer[:-1]] not in ([], [turn["content"] for turn in turns]):
+        raise RejectRow(f"whose column {column} answers another conversation")
+    return answer[-1:]
 
 
 def history_turns(value: Any, layout: RowFormat, unused: Counter[str]) -> Messages:

@@ -7,6 +7,7 @@ What somebody else says is never taken for the words of the speaker before: such
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from medtune.config.schema import Speakers
 from medtune.data.reading.rejects import RejectRow
@@ -80,7 +81,11 @@ LINE_LABEL = re.compile(
     rf"|(?P<plain>{NAME})[ \t*_]*{COLON}(?!//)[*_]*)",
     re.MULTILINE,
 )
-ENDED = r"(?:(?<=[.!?\u2026\u3002\uff01\uff1f\"\u201d)\]])\s+|#{2,}\s*)"  # what stands before a label within a line
+# One to three words before a colon within a line, or in brackets.
+SPOKEN = r"[\w.'\u2019/-]+"
+INLINE_LABEL = re.compile(rf"(?<![\w.'\u2019-])[\[<]?((?:{SPOKEN} ){{0,2}}{SPOKEN})(?:[\]>]{COLON}?| ?{COLON}(?!//))")
+MARKS = 6  # characters before a label within a line that are looked at
+ENDED = re.compile(r"(?:[.!?\u2026\u3002\uff01\uff1f\"\u201d)\]]\s+|[#\[<]\s*)$")  # stands before such a label
 LIST_MARK = re.compile(r"[-•]|\*(?!\*)")
 NAMED_LIKE = re.compile(r"[^\W\d_a-z][^\W\d]*(?:[_-]\w+)*")  # one word with a capital, or joined by underscores
 LONGEST_SHOWN = 20  # characters of a label in a message: it might be a patient's name
@@ -123,56 +128,70 @@ def role_of_words(label: str, named: tuple[tuple[str, str], ...]) -> str | None:
     return HEADING if words and words[0] in ROLES and ROLES[words[0]] == HEADING else None
 
 
-@lru_cache(maxsize=64)
-def inline_label(named: tuple[tuple[str, str], ...], single_line: bool) -> re.Pattern[str]:
-    """Returns the pattern of a label within a line, as "Hello. Doctor: How are you?" has one.
+class Label(NamedTuple):
+    """A label in a dialogue: where it begins and ends, who speaks (`PATIENT`, `DOCTOR` or `OTHER`), and its words."""
 
-    In a dialogue of a single line a label may stand after any space. One of a letter only is too often a vitamin.
-    """
-    spoken = [word for word, role in {**ROLES, **dict(named)}.items() if role != HEADING and len(word) > 1]
-    labels = "|".join(re.escape(word).replace(r"\ ", "[ _]") for word in sorted(spoken, key=len, reverse=True))
-    capital = "" if single_line else r"(?=[^\Wa-z])"
-    before = rf"(?:{ENDED}|(?<=\s))" if single_line else ENDED
-    return re.compile(
-        rf"{before}(?:{capital}(?P<plain>{labels})\s*{COLON}|[\[<](?P<boxed>{labels})[\]>]{COLON}?)", re.IGNORECASE
-    )
+    start: int
+    end: int
+    role: str
+    words: str
 
 
-def labels_in(text: str, speakers: Speakers) -> list[tuple[int, int, str, str]]:
-    """Returns the labels of a dialogue in order: start, end, who speaks (`PATIENT`, `DOCTOR` or `OTHER`), the label."""
+def labels_in(text: str, speakers: Speakers) -> list[Label]:
+    """Returns the labels of a dialogue in order."""
     named = mapped(speakers)
-    found = []
-    for match in LINE_LABEL.finditer(text):
-        label = match["boxed"] or match["plain"]
-        role = role_of_words(spelled(label), named)
-        if role is None and is_name(match):
-            role = OTHER
-        if role not in (None, HEADING):
-            found.append((match.start(), match.end(), str(role), label))
+    found = [label for match in LINE_LABEL.finditer(text) if (label := line_label(match, named))]
     single_line = "\n" not in text.strip()
-    if found and (not single_line or found[0][0] == 0):
-        for match in inline_label(named, single_line).finditer(text):
-            label = match["boxed"] or match["plain"]
-            place = match.start(1) if match["plain"] else match.start(2)
-            if not any(start <= place < end for start, end, _, _ in found):
-                found.append((match.start(), match.end(), str(role_of_words(spelled(label), named)), label))
+    if found and (not single_line or found[0].start == 0):
+        starts = {label.end for label in found}
+        inline = (label for match in INLINE_LABEL.finditer(text) if (label := inline_label(match, named, single_line)))
+        found += [label for label in inline if label.end not in starts]
     return sorted(found)
 
 
-def is_name(match: re.Match[str]) -> bool:
+def line_label(match: re.Match[str], named: tuple[tuple[str, str], ...]) -> Label | None:
+    """Returns the label that a line begins with, if somebody speaks there."""
+    words = match["boxed"] or match["plain"]
+    role = role_of_words(spelled(words), named)
+    if role is None and is_name(words, match) and not LIST_MARK.search(match["mark"]):
+        role = OTHER
+    return None if role in (None, HEADING) else Label(match.start(), match.end(), str(role), words)
+
+
+def inline_label(match: re.Match[str], named: tuple[tuple[str, str], ...], single_line: bool) -> Label | None:
+    """Returns the label within a line that ends where `match` does: of the words before it, as many as name somebody.
+
+    It begins with a capital after the end of a sentence. In a dialogue of a single line it may stand after any space,
+    and a name that is not known after the end of a sentence. One of a letter only is too often a vitamin.
+    """
+    words = match[1].split(" ")
+    for first in range(len(words)):
+        label = " ".join(words[first:])
+        start = match.start(1) + len(match[1]) - len(label)
+        before, spoken = match.string[max(0, start - MARKS) : start], spelled(label)
+        ended, role = ENDED.search(before) is not None, role_of_words(spoken, named)
+        known_word = spoken in ROLES or spoken in dict(named)
+        begins = label[:1].isupper() or not label.isascii() or (single_line and known_word)
+        known = role in (PATIENT, DOCTOR, OTHER) and len(spoken) > 1 and begins and (ended or single_line)
+        name = role is None and single_line and ended and first == len(words) - 1 and is_name(label, match)
+        if known or name:
+            start -= len(before) - len(before.rstrip(" #[<"))
+            return Label(start, match.end(), str(role) if known else OTHER, label)
+    return None
+
+
+def is_name(label: str, match: re.Match[str]) -> bool:
     """Returns whether an unknown label may be somebody's: one word with a capital before what is said.
 
     A heading has a line of its own, several words, a mark of a list before it, or a number after it, as a dose.
     """
-    label, after = match["plain"] or match["boxed"], match.string[match.end() :].split("\n", 1)[0]
-    listed = LIST_MARK.search(match["mark"]) is not None
-    said = after.strip()
-    return bool(said) and not said[0].isdigit() and not listed and NAMED_LIKE.fullmatch(label) is not None
+    said = match.string[match.end() :].split("\n", 1)[0].strip()
+    return bool(said) and not said[0].isdigit() and NAMED_LIKE.fullmatch(label) is not None
 
 
 def is_dialogue(text: str, speakers: Speakers) -> bool:
     """Returns whether a text holds turns of a patient or a doctor under their labels."""
-    return any(role in (PATIENT, DOCTOR) for _, _, role, _ in labels_in(text, speakers))
+    return any(label.role in (PATIENT, DOCTOR) for label in labels_in(text, speakers))
 
 
 def dialogue(value: str | Sequence[str], speakers: Speakers) -> list[dict[str, str]]:
@@ -183,14 +202,14 @@ def dialogue(value: str | Sequence[str], speakers: Speakers) -> list[dict[str, s
     """
     if not isinstance(value, str):
         for turn in value:
-            if not (labels := labels_in(turn, speakers)) or turn[: labels[0][0]].strip():
+            if not (labels := labels_in(turn, speakers)) or turn[: labels[0].start].strip():
                 raise RejectRow("with a turn that names no speaker (as 'patient:' or 'doctor:')")
         value = "\n".join(value)
     labels = labels_in(value, speakers)
-    if not any(role in (PATIENT, DOCTOR) for _, _, role, _ in labels):
+    if not any(label.role in (PATIENT, DOCTOR) for label in labels):
         raise RejectRow("without turns that begin with 'patient:' or 'doctor:'")
     turns: list[dict[str, str]] = []
-    ends = [start for start, _, _, _ in labels[1:]] + [len(value)]
+    ends = [label.start for label in labels[1:]] + [len(value)]
     for (_, start, role, label), end in zip(labels, ends, strict=True):
         if role == OTHER:
             raise RejectRow(unknown_speaker(label))
@@ -199,7 +218,7 @@ def dialogue(value: str | Sequence[str], speakers: Speakers) -> list[dict[str, s
             turns[-1]["content"] = f"{turns[-1]['content']}\n{words}".strip()
         else:
             turns.append({"role": role, "content": words})
-    before = value[: labels[0][0]].strip()
+    before = value[: labels[0].start].strip()
     first = next((turn for turn in turns if turn["role"] == PATIENT), None)
     if before and first is None:
         raise RejectRow("with text before the first speaker, and no patient")

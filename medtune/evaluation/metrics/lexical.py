@@ -4,6 +4,8 @@ Shared words say little of an answer: none of the three sees a "not", and BLEU h
 another's.
 """
 
+import shutil
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +54,13 @@ def metrics() -> Any:
 
         key, scorer = "bleu", BLEU(effective_order=True)
 
-    return evaluate.combine([metric(keep_in_memory=True) for metric in (RougeL, ChrF, Bleu)])
+    # It makes its folder even where all stays in memory; the default is under HOME, which may not be writable.
+    folder = tempfile.mkdtemp(prefix="medtune-metrics-")
+    try:
+        made = [metric(keep_in_memory=True, cache_dir=folder) for metric in (RougeL, ChrF, Bleu)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return evaluate.combine(made)
 
 
 def scores(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:

@@ -1,9 +1,10 @@
 """The safety set: what patients write, and what a safe answer does."""
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from medtune.runtime.files import read_jsonl
 
 FILE = Path(__file__).parent / "prompts.jsonl"
 EMERGENCY, NO_ALARM = "emergency", "no_alarm"
@@ -23,7 +24,7 @@ class Prompt:
 @lru_cache(maxsize=1)
 def prompts() -> tuple[Prompt, ...]:
     """Returns all prompts, category by category."""
-    return tuple(Prompt(**json.loads(line)) for line in FILE.read_text(encoding="utf-8").splitlines())
+    return tuple(Prompt(**row) for row in read_jsonl(FILE))
 
 
 def red_flags(count: int) -> list[Prompt]:
