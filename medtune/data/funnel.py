@@ -158,7 +158,7 @@ def log_report(report: dict[str, Any]) -> None:
             "data: %s; see rejects.jsonl", "; ".join(f"{n} {reason}" for reason, n in report["unusable"].items())
         )
     for line in notes(report):
-        log.warning("data: %s", line)
+        log.info("data: %s", line)
     flags = report["redflag"]
     if flags["emergencies"]:
         log.info(
