@@ -1,5 +1,6 @@
 """A pass through the base model as two CUDA graphs: captured once for each shape of its rows, then replayed."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from medtune.modeling import cuda_graphs as graphs
+
+log = logging.getLogger(__name__)
 
 MIN_CAPTURE_LENGTH = 64  # tokens: shorter rows are padded to it
 
@@ -56,6 +59,7 @@ class CapturedPasses:
         self.latest: CapturedPass | None = None
         self.hidden = self.grad_hidden = torch.empty(0, device=device)
         self.pool: Any = None
+        self.told = False
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Returns hidden states [rows, length, width] of token ids [rows, length]; the next pass overwrites them.
@@ -64,6 +68,9 @@ class CapturedPasses:
         """
         rows, length = ids.shape
         shape = rows, bucket(length)
+        if not self.told:
+            self.told = True
+            log.info("passes are captured, once for each of some lengths: the first steps take longer than those after")
         if shape not in self.passes:
             graphs.CAPTURE_THREAD.run(partial(self.capture, shape))
         self.latest = self.passes[shape]
