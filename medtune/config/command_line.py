@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, InterpolationResolutionError,
 
 from medtune.config.groups import CONF, experiment_with, register, suggest_option
 from medtune.config.keys import did_you_mean, has_key
-from medtune.config.overrides import CHDIR, check_overrides, constant_keys, quoted, resume_sweep_overrides
+from medtune.config.overrides import CHDIR, check_overrides, constant_keys, needs_sweep, quoted, resume_sweep_overrides
 from medtune.config.reference import help_text
 from medtune.config.schema import RunConfig
 from medtune.config.validation import check_value
@@ -57,7 +57,9 @@ def run_command(
         require_working_folder()
         forget_other_jobs()
         register()
-        arguments = get_args_parser().parse_intermixed_args()
+        parser = get_args_parser()
+        parser.error = unknown_option  # type: ignore[method-assign]
+        arguments = parser.parse_intermixed_args()
         if arguments.help:
             print(help_text(config_name))
             return
@@ -72,6 +74,8 @@ def run_command(
             problems.append("-m sweeps training; leave it out here")
         if arguments.multirun and arguments.cfg:
             problems.append("--cfg shows one run: leave -m out and give each key one value")
+        if not arguments.multirun and not arguments.cfg and (of_sweeps := needs_sweep(typed)):
+            problems.append(f"{of_sweeps}: only a sweep has members: add -m")
         if problems:
             raise UserError(*problems)
         if any(word.startswith("hydra/launcher=") for word in typed) and (common := constant_keys(typed)):
@@ -115,6 +119,11 @@ def run_command(
             group = null[1].rpartition(".")[0]
             exit_with(2, f"{null[1]} is null in what was chosen, and takes no mapping: choose a {group} that has one")
         exit_with(2, f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
+
+
+def unknown_option(message: str) -> NoReturn:
+    """Ends the process for an option that Hydra does not have."""
+    exit_with(2, f"{message}; keys are typed without dashes, as lora.r=8 (--help lists them)")
 
 
 def require_working_folder() -> None:

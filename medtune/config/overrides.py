@@ -3,9 +3,11 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, QuotedString, ValueType
 from hydra.errors import HydraException
@@ -20,6 +22,7 @@ from medtune.runtime.pasting import hydra_quoted
 from medtune.runtime.pasting import override as typed
 from medtune.runtime.status import FINISHED
 
+HYDRAS = [entry.name for entry in fields(HydraConf)]
 CHDIR = "hydra.job.chdir=true: relative paths would be looked for in the result folder: leave it out"
 
 
@@ -42,6 +45,14 @@ def resume_sweep_overrides(words: list[str]) -> list[str]:
         begun = [RENAMED.get(word, word) for word in known]  # by an earlier medtune, perhaps
         given = [*(word for word in map(quoted, begun) if word.partition("=")[0] not in anew), *given]
     return [*given, f"hydra.sweep.dir={hydra_quoted(str(folder))}"]
+
+
+def needs_sweep(words: Sequence[str]) -> str | None:
+    """Returns the first override that says how the members of a sweep run, unless one of the experiments sweeps."""
+    experiments = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    if "hydra.mode=MULTIRUN" in words or any(map(sweeps, experiments)):
+        return None
+    return next((word for word in words if word.startswith(("hydra.launcher.", "hydra.sweeper."))), None)
 
 
 def named_sweep(word: str) -> str:
@@ -77,6 +88,9 @@ def constant_keys(words: Sequence[str]) -> list[str]:
 def check_overrides(words: list[str], schema: type) -> Iterator[str]:
     """Yields one line for each override that cannot be right, before Hydra composes anything."""
     parser = OverridesParser.create()
+    if "=" in words:
+        yield "write key=value without spaces around the ="
+        return
     for word in words:
         if has_key("run", schema) and Path(word).is_dir():
             yield f"{word}: did you mean run={word}?"
@@ -106,10 +120,17 @@ def check_overrides(words: list[str], schema: type) -> Iterator[str]:
             yield f"{name}: medtune has a log of its own, on the screen and in train.log: leave it out"
         elif word in RENAMED:
             yield f"{word}: {suggest_option(name, str(override.value()))}"
+        elif name.startswith("hydra.") and (part := name.split(".")[1]) not in HYDRAS:
+            near = difflib.get_close_matches(part, HYDRAS, n=1)
+            yield f"{name}: did you mean hydra.{near[0]}?" if near else f"{name}: Hydra has no such key"
         elif name.startswith("hydra"):
             continue
+        elif name in group_names() and override.is_add() and not override.package:
+            yield f"{word}: leave the + out: {word.lstrip('+')}"
         elif name in group_names():
             yield from unknown_options(override)
+        elif name == "sweep":
+            yield f"{word}: medtune.train resumes a sweep so; here name it with run=FOLDER"
         elif is_mapping(name.rpartition(".")[0]):
             continue  # its names are another library's: Hydra says what is wrong with them
         elif not has_key(name, schema):
@@ -147,7 +168,7 @@ def unknown_options(override: Override) -> Iterator[str]:
         yield f"experiment: with a sweep of its own ({', '.join(sweeping)}) one cannot be swept: {alone}"
     for choice in choices:
         if choice not in group_options(group):
-            yield f"{group}={choice}: {suggest_option(group, choice)}"
+            yield f"{group}={'null' if choice == 'None' else choice}: {suggest_option(group, choice)}"
 
 
 def values_of(override: Override) -> list[Any]:

@@ -210,7 +210,7 @@ def test_a_learning_rate_given_as_text_is_a_number_or_refused() -> None:
         ),
         (["lora.r=8,8", "-m"], ["two members are the same: lora.r=8 and lora.r=8"]),
         (["hydra.run.dir=/proc/nowhere/run"], ["choose another folder"]),
-        (["quantization=null"], ["quantization=None: did you mean quantization=none?"]),
+        (["quantization=null"], ["quantization=null: did you mean quantization=none?"]),
         (["seed=${nope}"], ["Interpolation key 'nope' not found"]),
         (["lora.r=${oc.env:UNSET_HERE}"], ["Environment variable 'UNSET_HERE' not found"]),
         (["model.architecture={hidden_size:3}"], ["model.architecture is null in what was chosen"]),

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune.config.overrides import check_overrides, resume_sweep_overrides, values_of
+from medtune.config.overrides import check_overrides, needs_sweep, resume_sweep_overrides, values_of
 from medtune.config.resolvers import folder_name
 from medtune.config.schema import EvaluateConfig, RunConfig
 from medtune.runtime.errors import UserError
@@ -52,6 +52,9 @@ def test_a_sweep_that_cannot_be_resumed_is_refused(words: list[str], line: str) 
         ("hydra/job_logging=disabled", "medtune has a log of its own"),
         ("hydra.job.chdir=true", "relative paths would be looked for in the result folder"),
         ("lora.target_modules=[a],3", "lora.target_modules must be a list"),
+        ("+model=llama3_8b", "leave the + out: model=llama3_8b"),
+        ("lora=null", "lora=null: there is all_linear, attention"),
+        ("hydra.lancher.width=2", "hydra.lancher.width: did you mean hydra.launcher?"),
     ],
 )
 def test_what_cannot_be_swept_or_changed_is_one_line(word: str, line: str) -> None:
@@ -127,3 +130,15 @@ def test_there_are_as_many_values_as_hydra_makes_members(seed: int) -> None:
 
 
 PARSER = OverridesParser.create()
+
+
+def test_what_is_mistyped_is_answered_once() -> None:
+    assert list(check_overrides(["lora.r", "=", "8"], RunConfig)) == ["write key=value without spaces around the ="]
+    (line,) = check_overrides(["sweep=multirun/x"], EvaluateConfig)
+    assert line == "sweep=multirun/x: medtune.train resumes a sweep so; here name it with run=FOLDER"
+
+
+def test_what_only_a_sweep_has_asks_for_one() -> None:
+    assert needs_sweep(["lora.r=8", "hydra.launcher.width=2"]) == "hydra.launcher.width=2"
+    assert needs_sweep(["experiment=lora_rank", "hydra.launcher.width=2"]) is None
+    assert needs_sweep(["lora.r=8", "hydra.run.dir=x"]) is None
