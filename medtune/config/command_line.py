@@ -68,6 +68,8 @@ def run_command(
         options = [word for word in sys.argv[1:] if word not in arguments.overrides]
         if schema is RunConfig and any(word.startswith("sweep=") for word in typed):
             typed, options, arguments.multirun = resume_sweep_overrides(typed), [*options, "-m"], True
+        if schema is not RunConfig:
+            typed.append("hydra.mode=RUN")  # an experiment's sweep is for training
         sys.argv[1:], arguments.overrides = options + typed, typed
         problems = list(check_overrides(arguments.overrides, schema))
         if arguments.multirun and schema is not RunConfig:
@@ -140,7 +142,7 @@ def forget_other_jobs() -> None:
     Raises `UserError` where a launcher really started several processes.
     """
     found = [name for name in DISTRIBUTED if name in os.environ]
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError("torchrun started several processes, and a run is one: start it as python -m medtune.train")
     if found:
         print(f"medtune: left over from another job, ignored: {', '.join(found)}", file=sys.stderr)

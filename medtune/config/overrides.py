@@ -69,7 +69,8 @@ def quoted(word: str) -> str:
     it.
     """
     name, _, value = word.partition("=")
-    if "=" not in value or re.search(r"""['"{$]""", value):
+    function = re.match(r"\w+\(", value)  # of Hydra's grammar: glob(*,exclude=a*)
+    if "=" not in value or function or re.search(r"""['"{$]""", value):
         return word
     if listed := re.fullmatch(r"\[(.*)\]", value):
         return f"{name}=[{','.join(repr(part.strip()) for part in listed[1].split(','))}]"
@@ -131,6 +132,8 @@ def check_overrides(words: list[str], schema: type) -> Iterator[str]:
             yield from unknown_options(override)
         elif name == "sweep":
             yield f"{word}: medtune.train resumes a sweep so; here name it with run=FOLDER"
+        elif override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+            yield f"{word}: glob() chooses among the options of a group: give a key its values, as {name}=1,2"
         elif is_mapping(name.rpartition(".")[0]):
             continue  # its names are another library's: Hydra says what is wrong with them
         elif not has_key(name, schema):
@@ -163,7 +166,7 @@ def unknown_options(override: Override) -> Iterator[str]:
     choices = [str(value) for value in values_of(override)]
     if override.value_type is ValueType.GLOB_CHOICE_SWEEP and not choices:
         yield f"{override.input_line}: matches none of {', '.join(group_options(group))}"
-    if group == "experiment" and len(choices) > 1 and (sweeping := [c for c in choices if sweeps(c)]):
+    if group == "experiment" and override.is_sweep_override() and (sweeping := [c for c in choices if sweeps(c)]):
         alone = "; ".join(f"python -m medtune.train experiment={choice}" for choice in choices)
         yield f"experiment: with a sweep of its own ({', '.join(sweeping)}) one cannot be swept: {alone}"
     for choice in choices:

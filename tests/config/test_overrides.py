@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune.config.overrides import check_overrides, needs_sweep, resume_sweep_overrides, values_of
+from medtune.config.overrides import check_overrides, needs_sweep, quoted, resume_sweep_overrides, values_of
 from medtune.config.resolvers import folder_name
 from medtune.config.schema import EvaluateConfig, RunConfig
 from medtune.runtime.errors import UserError
@@ -48,6 +48,8 @@ def test_a_sweep_that_cannot_be_resumed_is_refused(words: list[str], line: str) 
     [
         ("experiment=smoke,lora_rank", "one cannot be swept: python -m medtune.train experiment=smoke; python -m"),
         ("lora=glob(x*)", "lora=glob(x*): matches none of all_linear, attention"),
+        ("experiment=choice(lora_rank)", "one cannot be swept: python -m medtune.train experiment=lora_rank"),
+        ("lora.r=glob(*)", "glob() chooses among the options of a group: give a key its values, as lora.r=1,2"),
         ("hydra.sweep.subdir=same", "members are called by what differs between them"),
         ("hydra/job_logging=disabled", "medtune has a log of its own"),
         ("hydra.job.chdir=true", "relative paths would be looked for in the result folder"),
@@ -67,12 +69,13 @@ def test_what_cannot_be_swept_or_changed_is_one_line(word: str, line: str) -> No
     [
         "lora=glob(*)", "lora=glob([a*,b*],exclude=x*)", "lora=choice(attention,all_linear)", "lora.r=range(4,16,4)",
         'lora.target_modules=["q_proj"],["v_proj"]', 'eval.prompts=["a, b"],["c"]', "lora.r=sort(16,4)",
+        "lora=glob(*,exclude=x*)", "lora.r=sort(16,4,reverse=true)", "lora.r=range(4,16,step=4)",
         "lora.r=shuffle(4,8)", "trainer.learning_rate=tag(log,interval(1e-5,1e-3))", "lora.r=int(4.0)", "seed=1,2",
         "hydra.job.chdir=false", "hydra/job_logging=default", "experiment=llama3_8b",
     ],
 )  # fmt: skip
 def test_hydras_own_forms_are_understood(word: str) -> None:
-    assert not list(check_overrides([word], RunConfig))
+    assert not list(check_overrides([word], RunConfig)) and quoted(word) == word
 
 
 def test_a_command_that_takes_one_value_says_how_several_are_typed() -> None:
