@@ -4,6 +4,7 @@ The only module that knows W&B. The files never depend on it, and it never stops
 """
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from medtune.config.enums import WandbMode
 from medtune.config.schema import Wandb
 from medtune.config.serialize import config_hash
 from medtune.results.checkpoints import Saved
+from medtune.runtime.cache import cache_folder
 from medtune.runtime.errors import RunPaused, UserError, first_line
 from medtune.runtime.files import append_jsonl, read_jsonl
 
 log = logging.getLogger(__name__)
 
+WANDB_FOLDERS = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")
 SAMPLE_COLUMNS = (
     "step", "prompt", "category", "reference", "answer", "stop", "tokens", "rouge_l", "chrf", "safe",
 )  # fmt: skip
@@ -154,10 +157,21 @@ def wandb_name(name: str) -> str:
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
+def stay_out_of_home() -> None:
+    """Gives W&B folders in medtune's cache where the user's home, which it writes into, cannot be written."""
+    try:
+        writable = os.access(Path.home(), os.W_OK)
+    except RuntimeError:  # no home is known
+        writable = False
+    for name in () if writable else WANDB_FOLDERS:
+        os.environ.setdefault(name, str(cache_folder() / "wandb"))
+
+
 def start(out: Path, wandb_config: Wandb, identity: RunIdentity) -> Any:
     """Starts the W&B run of one member: offline where the server cannot be reached, None where W&B is left out."""
     if wandb_config.mode is WandbMode.disabled:
         return None
+    stay_out_of_home()
     import wandb
 
     settings = wandb.Settings(

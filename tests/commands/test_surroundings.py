@@ -73,9 +73,10 @@ def test_several_processes_of_torchrun_are_refused() -> None:
 
 def test_a_home_that_cannot_be_written_is_not_needed(tiny_overrides: list[str], tmp_path: Path) -> None:
     nowhere = {"HOME": "/dev/null/home", "HF_HOME": "/dev/null/hf", "MEDTUNE_CACHE": str(tmp_path / "cache")}
-    words = [*tiny_overrides, "wandb=disabled", f"hydra.run.dir={tmp_path}/run"]
+    words = [*tiny_overrides, "wandb=offline", f"hydra.run.dir={tmp_path}/run"]
     answer = run("medtune.train", *words, **nowhere)
     assert answer.returncode == 0 and "Traceback" not in answer.stderr, answer.stderr
+    assert "W&B" not in answer.stdout + answer.stderr and list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tiny_overrides: list[str], tmp_path: Path) -> None:
