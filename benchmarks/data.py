@@ -20,14 +20,14 @@ BUNDLED = Path(__file__).parents[1] / "medtune" / "data" / "consultations.jsonl"
 PREPARE = """
 import sys, time
 from hydra import compose, initialize_config_dir
-from medtune.checks import typed
-from medtune.groups import CONF, register
-from medtune.config import Run
-from medtune.data import prepare
+from medtune.config.groups import CONF, register
+from medtune.config.schema import RunConfig
+from medtune.config.validation import build_config
+from medtune.data.prepared import prepare
 if __name__ == "__main__":
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        data = typed(compose("train", sys.argv[1:]), Run).data
+        data = build_config(compose("train", sys.argv[1:]), RunConfig).data
     began = time.monotonic()
     prepared = prepare(data)
     print(time.monotonic() - began, *prepared.report["funnel"].values(), sep="\\n")

@@ -1,5 +1,6 @@
 """What a newcomer does first: make, and the commands of the README."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -170,3 +171,15 @@ def test_setup_is_skipped_when_nothing_changed(checkout: Path) -> None:
     os.utime(checkout / "constraints.txt", (newer, newer))
     assert make("setup", python, cwd=checkout).returncode == 0
     assert len(calls.read_text().splitlines()) == 2 * first
+
+
+def test_benchmarks_import_what_is_there() -> None:
+    found = []
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        text = path.read_text(encoding="utf-8")  # imports in the scripts that it writes included
+        found += re.findall(r"^ *from (medtune[\w.]*) import ([\w, ]+)$", text, re.MULTILINE)
+    assert len(found) > 20
+    for module, names in found:
+        for name in (each.partition(" as ")[0] for each in names.split(", ")):
+            there = importlib.import_module(module)
+            assert hasattr(there, name) or importlib.util.find_spec(f"{module}.{name}"), f"{module}.{name}"
