@@ -9,10 +9,12 @@ ENGLISH = frozenset((
     "could", "does", "did", "because", "after", "before", "about", "some", "more", "than", "then", "his", "see", "feel",
     "feeling", "need", "get", "having", "being", "we", "our", "us", "don't", "i'm", "i've", "i'll", "i'd", "it's",
 ))  # fmt: skip
+LOOKED_AT = 60  # words: a language shows in a few
 FEWEST = 0.05  # of the words; in plain English these are a quarter
 
 
 def is_english(words: Sequence[str]) -> bool:
     """Returns whether a text is in English, by its words in lower case; a few words alone may be in any language."""
-    found = sum(word in ENGLISH for word in words)
+    words = words[:LOOKED_AT]
+    found = sum(map(ENGLISH.__contains__, words))
     return found > 0 and found >= FEWEST * len(words)

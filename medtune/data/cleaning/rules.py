@@ -134,6 +134,7 @@ START = re.compile(
     rf"([.!?…\n](?:(?<=\n)|((?i:{UNENDED}))?\s)\s{{0,3}}+{LISTED})"
     r"(?=[a-z])(?(2)|([a-z]++))(?=['\u2019a-z-]*+(?:[\s,.;:!?]|\Z))"
 )
+BEGINNING = 500  # characters, by which the language is told
 WORD = re.compile(r"\w+(?:['\u2019]\w+)?")
 PRONOUN = re.compile(r"i(?<=[\s(\[\"\u201c\u2018,;:]i)(?=['\u2019](?:m|ve|ll|d)\b| (?!\w\b|\d))")
 
@@ -149,7 +150,7 @@ def recase(text: str, role: str) -> Changed:
     parts = START.split("\n" + text)
     parts[3::4] = [word and (CASES.get(word) or word.capitalize()) for word in parts[3::4]]
     text, pronouns = "".join(filter(None, parts))[1:], 0
-    if is_english(WORD.findall(text.lower())):  # "i" is "and" in Italian
+    if PRONOUN.search(text) and is_english(WORD.findall(text[:BEGINNING].lower())):  # "i" is "and" in Italian
         text, pronouns = PRONOUN.subn("I", text)
     return text, len(parts) // 4 + pronouns
 

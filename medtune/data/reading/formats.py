@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from medtune.config.enums import Format
@@ -64,7 +65,7 @@ class RowFormat:
     flags: tuple[str, ...] = ()
     speakers: Speakers = field(default_factory=Speakers)
 
-    @property
+    @cached_property
     def used(self) -> frozenset[str]:
         """The columns that say something to medtune."""
         shared = {self.columns["instruction"]} if self.instruction is not None else set()
