@@ -79,7 +79,7 @@ class SharedBaseLauncher(Launcher):
         return [returned(member, words, failure) for member, words in zip(once, job_overrides, strict=True)]
 
     def command(self) -> list[str]:
-        """Returns the overrides that whoever resumes the sweep needs: all but where it is and that it is one."""
+        """Returns the overrides that resume the sweep: all but its folder, and that it is a sweep."""
         overrides = self.config.hydra.overrides
         anew = ("hydra.sweep.dir", "hydra.mode")
         return [*(word for word in overrides.hydra if not word.startswith(anew)), *overrides.task]

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
@@ -63,26 +64,7 @@ def run_command(
         if arguments.help:
             print(help_text(config_name))
             return
-        # Hydra's own parsing takes options before the first or after the last override only.
-        typed = list(map(quoted, arguments.overrides))
-        options = [word for word in sys.argv[1:] if word not in arguments.overrides]
-        if schema is RunConfig and any(word.startswith("sweep=") for word in typed):
-            typed, options, arguments.multirun = resume_sweep_overrides(typed), [*options, "-m"], True
-        if schema is not RunConfig:
-            typed.append("hydra.mode=RUN")  # an experiment's sweep is for training
-        sys.argv[1:], arguments.overrides = options + typed, typed
-        problems = list(check_overrides(arguments.overrides, schema))
-        if arguments.multirun and schema is not RunConfig:
-            problems.append("-m sweeps training; leave it out here")
-        if arguments.multirun and arguments.cfg:
-            problems.append("--cfg shows one run: leave -m out and give each key one value")
-        if not arguments.multirun and not arguments.cfg and (of_sweeps := needs_sweep(typed)):
-            problems.append(f"{of_sweeps}: only a sweep has members: add -m")
-        if problems:
-            raise UserError(*problems)
-        if any(word.startswith("hydra/launcher=") for word in typed) and (common := constant_keys(typed)):
-            word = f"hydra.job.config.override_dirname.exclude_keys={common}"
-            sys.argv.insert(len(sys.argv) - len(typed), word)
+        complete_arguments(arguments, schema)
         errors: list[Exception] = []
 
         @wraps(task)
@@ -114,13 +96,40 @@ def run_command(
         # Hydra makes the result folder before the run can check it.
         exit_with(2, f"{error.filename}: {error.strerror}: choose another folder with hydra.run.dir or hydra.sweep.dir")
     except Exception as error:
-        # Everything that a run raises is a Failure by now: this is a configuration that Hydra itself trips over.
+        # Everything that a run raises is a `RunFailed` by now: this is a configuration that Hydra itself trips over.
         if full_error:
             raise
         if null := re.search(r"full_key: (\S+)[\s\S]*object_type=NoneType", str(error)):
             group = null[1].rpartition(".")[0]
             exit_with(2, f"{null[1]} is null in what was chosen, and takes no mapping: choose a {group} that has one")
         exit_with(2, f"{type(error).__name__}: {' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)")
+
+
+def complete_arguments(arguments: Namespace, schema: type) -> None:
+    """Writes into `sys.argv` what Hydra is to read: the overrides completed, after the options.
+
+    Raises `UserError` with a line for each mistake that shows before Hydra composes anything.
+    """
+    # Hydra's own parsing takes options before the first or after the last override only.
+    typed = list(map(quoted, arguments.overrides))
+    options = [word for word in sys.argv[1:] if word not in arguments.overrides]
+    multirun = arguments.multirun
+    if schema is RunConfig and any(word.startswith("sweep=") for word in typed):
+        typed, options, multirun = resume_sweep_overrides(typed), [*options, "-m"], True
+    if schema is not RunConfig:
+        typed.append("hydra.mode=RUN")  # an experiment's sweep is for training
+    problems = list(check_overrides(typed, schema))
+    if multirun and schema is not RunConfig:
+        problems.append("-m sweeps training; leave it out here")
+    if multirun and arguments.cfg:
+        problems.append("--cfg shows one run: leave -m out and give each key one value")
+    if not multirun and not arguments.cfg and (of_sweeps := needs_sweep(typed)):
+        problems.append(f"{of_sweeps}: only a sweep has members: add -m")
+    if problems:
+        raise UserError(*problems)
+    if any(word.startswith("hydra/launcher=") for word in typed) and (common := constant_keys(typed)):
+        options.append(f"hydra.job.config.override_dirname.exclude_keys={common}")
+    sys.argv[1:] = options + typed
 
 
 def unknown_option(message: str) -> NoReturn:

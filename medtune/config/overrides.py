@@ -94,7 +94,7 @@ def check_overrides(words: list[str], schema: type) -> Iterator[str]:
         return
     for word in words:
         if has_key("run", schema) and Path(word).is_dir():
-            yield f"{word}: did you mean run={word}?"
+            yield f"{word}: did you mean {typed('run', word)}?"
             continue
         try:
             override = parser.parse_override(word)
@@ -110,22 +110,8 @@ def check_overrides(words: list[str], schema: type) -> Iterator[str]:
             continue  # a member of a mixture
         elif override.is_delete():
             yield f"{word}: nothing can be taken out of a run; change it, as {word.strip('~')}=…"
-        elif name == "hydra.run.dir" and is_over(Path(str(override.value()))):
-            # Here, because Hydra writes its own files into the folder before the run could refuse.
-            yield f"{override.value()} already holds a run, which would be overwritten: choose another hydra.run.dir"
-        elif name == "hydra.job.chdir" and override.value() is True:
-            yield CHDIR
-        elif name == "hydra.sweep.subdir":
-            yield f"{name}: members are called by what differs between them, and found by it when resumed: leave it out"
-        elif name in ("hydra/job_logging", "hydra/hydra_logging") and override.value() != "default":
-            yield f"{name}: medtune has a log of its own, on the screen and in train.log: leave it out"
-        elif word in RENAMED:
-            yield f"{word}: {suggest_option(name, str(override.value()))}"
-        elif name.startswith("hydra.") and (part := name.split(".")[1]) not in HYDRAS:
-            near = difflib.get_close_matches(part, HYDRAS, n=1)
-            yield f"{name}: did you mean hydra.{near[0]}?" if near else f"{name}: Hydra has no such key"
         elif name.startswith("hydra"):
-            continue
+            yield from check_hydra_override(override)
         elif name in group_names() and override.is_add() and not override.package:
             yield f"{word}: leave the + out: {word.lstrip('+')}"
         elif name in group_names():
@@ -144,6 +130,25 @@ def check_overrides(words: list[str], schema: type) -> Iterator[str]:
                 problem = check_value(name, value, schema)
                 if problem:
                     yield problem
+
+
+def check_hydra_override(override: Override) -> Iterator[str]:
+    """Yields a line for an override of Hydra's own keys that cannot be right."""
+    name, value = override.key_or_group, override.value()
+    if name == "hydra.run.dir" and is_over(Path(str(value))):
+        # Here, because Hydra writes its own files into the folder before the run could refuse.
+        yield f"{value} already holds a run, which would be overwritten: choose another hydra.run.dir"
+    elif name == "hydra.job.chdir" and value is True:
+        yield CHDIR
+    elif name == "hydra.sweep.subdir":
+        yield f"{name}: members are called by what differs between them, and found by it when resumed: leave it out"
+    elif name in ("hydra/job_logging", "hydra/hydra_logging") and value != "default":
+        yield f"{name}: medtune has a log of its own, on the screen and in train.log: leave it out"
+    elif override.input_line in RENAMED:
+        yield f"{override.input_line}: {suggest_option(name, str(value))}"
+    elif name.startswith("hydra.") and (part := name.split(".")[1]) not in HYDRAS:
+        near = difflib.get_close_matches(part, HYDRAS, n=1)
+        yield f"{name}: did you mean hydra.{near[0]}?" if near else f"{name}: Hydra has no such key"
 
 
 def is_over(folder: Path) -> bool:

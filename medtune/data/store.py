@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from medtune.data.reading.normalize import Messages
+from medtune.data.reading.turns import Messages
 
 
 @dataclass

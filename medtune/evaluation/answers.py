@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from medtune.config.schema import RunConfig
-from medtune.data.reading.normalize import Messages
+from medtune.data.reading.turns import Messages
 from medtune.data.store import ConversationTable
 from medtune.data.tokenization.chat_template import drop_first_turns, encode
 from medtune.evaluation.likelihood import batches_by_length

@@ -36,7 +36,7 @@ def handle(signum: int, frame: FrameType | None) -> None:
     _requested_at = time.monotonic()
     request_stop(signum, frame)
     # Logging is not safe here: the signal may have come while its locks are held.
-    with contextlib.suppress(OSError):  # whoever read it may have gone with the same signal
+    with contextlib.suppress(OSError):  # the same signal may have ended its reader
         os.write(2, b"medtune: stopping: saving first; once more stops at once\n")
 
 

@@ -145,7 +145,7 @@ class LockstepGroup:
         """Lets go of a member that ended, and starts the next job, if there is one."""
         self.handles.remove(handle)
         if self.pending is None:
-            self.backbone.release()  # or whoever comes next would meet it in memory
+            self.backbone.release()  # the next member needs the memory
         if job := self.next_job():
             self.start_job(job)
 

@@ -1,4 +1,4 @@
-"""A command does its work whoever reads what it prints, and whatever the environment says."""
+"""A command does its work without a reader of what it prints, and in any environment."""
 
 import io
 import os

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from helpers import compose
 from medtune.config.schema import Source, Speakers
 from medtune.data.reading.formats import detect_format
-from medtune.data.reading.normalize import Messages, normalize, spoken
+from medtune.data.reading.normalize import normalize
 from medtune.data.reading.rejects import RejectRow
+from medtune.data.reading.turns import Messages, spoken
 from medtune.runtime.errors import UserError
 
 SYSTEM = "You are a doctor."
@@ -275,11 +276,11 @@ def test_nobody_but_the_doctor_is_trained_on(seed: int) -> None:
         messages, _ = read({"dialogue": chance.choice(["\n", " "]).join(lines)})
     except (RejectRow, UserError):
         return
-    taught = " ".join(message["content"] for message in messages if message["role"] == "assistant")
+    answers = " ".join(message["content"] for message in messages if message["role"] == "assistant")
     speaker = None
     for place, label in enumerate(labels):
         speaker = speaker if label == "Note" and place else label
-        if f"w{place}x " in taught:
+        if f"w{place}x " in answers:
             assert speaker in ("Doctor", "Dr. Who", "médico", "[doctor]"), (lines, messages)
 
 

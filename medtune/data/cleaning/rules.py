@@ -15,7 +15,7 @@ import ftfy
 from medtune.data.cleaning.boilerplate import Changed, branded, either, greetings, links, mentions, products
 from medtune.data.cleaning.language import is_english
 from medtune.data.cleaning.pii import contacts, names
-from medtune.data.reading.normalize import Messages
+from medtune.data.reading.turns import Messages
 
 VERSION = 1  # raise it when a rule changes what it does
 PASSES = 8  # real texts settle in two or three

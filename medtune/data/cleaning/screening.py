@@ -23,9 +23,10 @@ from medtune.data.cleaning.rules import Cleaner
 from medtune.data.hashing import hash_words, minhash_bands, ngrams, pairs_of
 from medtune.data.reading.cells import is_empty
 from medtune.data.reading.formats import SPLIT_NAMES, RowFormat
-from medtune.data.reading.normalize import Messages, answer_of, normalize, normalized_words, question_of
+from medtune.data.reading.normalize import answer_of, normalize, normalized_words, question_of
 from medtune.data.reading.rejects import RejectRow
 from medtune.data.reading.sources import Row
+from medtune.data.reading.turns import Messages
 from medtune.data.store import SPLITS, Reject, batch_of
 
 SENTENCE = re.compile(

@@ -6,25 +6,9 @@ import math
 from typing import Any
 
 # What programs write where there is nothing: pandas, R, Excel, MySQL, and the makers of Alpaca's sets.
-NOTHING = frozenset(
-    (
-        "",
-        "nan",
-        "n/a",
-        "na",
-        "#n/a",
-        "<na>",
-        "null",
-        "none",
-        "nil",
-        "\\n",
-        "-",
-        "--",
-        "<noinput>",
-        "noinput",
-        "no input",
-    )
-)
+NOTHING = frozenset((
+    "", "nan", "n/a", "na", "#n/a", "<na>", "null", "none", "nil", "\\n", "-", "--", "<noinput>", "noinput", "no input",
+))  # fmt: skip
 LONGEST_WORD = max(map(len, NOTHING))
 LONGEST_LITERAL = 1_000_000  # characters; Python's own parser takes hundreds of times the memory of the text
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from medtune.data.hashing import hash_words
-from medtune.data.reading.normalize import Messages, normalized_words, question_of
+from medtune.data.reading.normalize import normalized_words, question_of
+from medtune.data.reading.turns import Messages
 from medtune.data.store import ConversationTable
 from medtune.runtime.errors import UserError
 

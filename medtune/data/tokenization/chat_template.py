@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from medtune.data.reading.normalize import Message, Messages
+from medtune.data.reading.turns import Message, Messages
 from medtune.data.store import Conversation
 from medtune.runtime.errors import UserError
 

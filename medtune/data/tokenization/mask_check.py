@@ -7,7 +7,7 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from medtune.data.reading.normalize import Message
+from medtune.data.reading.turns import Message
 from medtune.data.store import ConversationTable
 from medtune.data.tokenization.chat_template import (
     apply_template,
